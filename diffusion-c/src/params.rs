@@ -1,0 +1,214 @@
+//! The structs of a run: what goes in, what is seen on the way, what comes out.
+
+use std::ffi::{c_char, c_void};
+use std::mem::size_of;
+use std::ptr::{null, null_mut};
+
+use diffusion_core::GenerateRequest;
+use serde_json::Value;
+
+pub use crate::abi::dfn_bool;
+use crate::abi::{Versioned, optional_text, text, write_struct};
+use crate::status::{Failure, dfn_status, guard};
+
+/// Where a run is. The library owns it; it is valid during the call of the progress function.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct dfn_progress {
+    /// Bytes of this struct in the library; fields beyond are not there.
+    pub struct_size: usize,
+    /// Steps of this batch of pictures that are done, from 1.
+    pub step: u32,
+    /// Steps of each batch.
+    pub num_steps: u32,
+    /// The first picture of this batch, from 0.
+    pub image_index: u32,
+    /// Pictures of the whole run.
+    pub num_images: u32,
+    /// The noise level that the pictures have now: a standard deviation, where clean ones have 1.
+    pub sigma: f64,
+    /// The share of the whole run's steps that is done, from 0 to 1.
+    pub fraction: f64,
+}
+
+/// Called after each step, on the thread that called dfn_generate(). Return 0 to cancel the run, anything
+/// else to go on. `user_data` is the parameters' own. It may call this library. It must return: no
+/// longjmp and no exception may leave it.
+pub type dfn_progress_fn =
+    Option<unsafe extern "C" fn(progress: *const dfn_progress, user_data: *mut c_void) -> dfn_bool>;
+
+/// What a run shall do. dfn_generate_params_default() sets every field; only `prompt` must be set after.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct dfn_generate_params {
+    /// Bytes of this struct in the caller's header.
+    pub struct_size: usize,
+    /// What the pictures shall show. Empty text is allowed, NULL is not.
+    pub prompt: *const c_char,
+    /// What the pictures shall not show; it counts where guidance is on. NULL: nothing.
+    pub negative_prompt: *const c_char,
+    /// Pixels, a multiple of the model's factor (8 in Stable Diffusion). 0: the model's default.
+    pub width: u32,
+    /// Pixels, as `width`.
+    pub height: u32,
+    /// Steps, from 1 to the model's timesteps (1000). Default: 50.
+    pub num_steps: u32,
+    /// Pictures, at least 1; each has the seed after the one before. Default: 1.
+    pub num_images: u32,
+    /// Pictures that are worked on at once, at least 1. More takes more memory; 1 gives each picture the
+    /// same bytes whatever stands beside it. Default: 1.
+    pub batch_size: u32,
+    /// 1: a random seed, which dfn_result tells. 0: `seed`. Default: 1.
+    pub random_seed: dfn_bool,
+    /// 1: `eta`. 0: the scheduler's own. Default: 0.
+    pub has_eta: dfn_bool,
+    /// The seed of the first picture, where `random_seed` is 0; otherwise it must be 0. The lower 32 bits
+    /// count, as in PyTorch.
+    pub seed: u64,
+    /// How far the pictures follow the prompt, finite and at least 0. At most 1 means without guidance,
+    /// in half the time. Default: 7.5.
+    pub guidance_scale: f64,
+    /// The share of fresh noise in each step, from 0 to 1, where `has_eta` is 1 and the scheduler has one
+    /// (DDIM); where `has_eta` is 0 it must be 0.
+    pub eta: f64,
+    /// A name ("ddim", "euler", "dpmpp_2m", each with "_karras" at its end if wanted), or the JSON text
+    /// of a diffusers scheduler_config.json, known by its `{`. NULL: the model's own.
+    pub scheduler: *const c_char,
+    /// Called after each step; it may cancel the run. NULL: nobody.
+    pub progress: dfn_progress_fn,
+    /// Handed to `progress` as it is.
+    pub user_data: *mut c_void,
+}
+
+// SAFETY: `repr(C)`, a `usize` first, numbers, raw pointers and a nullable function pointer.
+unsafe impl Versioned for dfn_generate_params {
+    const NAME: &'static str = "dfn_generate_params";
+    // With the first field that is appended this becomes that field's offset.
+    const MIN_SIZE: usize = size_of::<Self>();
+    const DEFAULT: Self = Self {
+        struct_size: size_of::<Self>(),
+        prompt: null(),
+        negative_prompt: null(),
+        width: 0,
+        height: 0,
+        num_steps: 50,
+        num_images: 1,
+        batch_size: 1,
+        random_seed: 1,
+        has_eta: 0,
+        seed: 0,
+        guidance_scale: 7.5,
+        eta: 0.0,
+        scheduler: null(),
+        progress: None,
+        user_data: null_mut(),
+    };
+}
+
+/// What a run did. The caller sets `struct_size`; the rest is written if the run succeeds.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct dfn_result {
+    /// Bytes of this struct in the caller's header.
+    pub struct_size: usize,
+    /// The seed of the first picture; the next ones have the seeds that follow.
+    pub seed: u64,
+    /// Pixels.
+    pub width: u32,
+    /// Pixels.
+    pub height: u32,
+    /// Pictures that were written.
+    pub num_images: u32,
+    /// Lines in dfn_last_warnings().
+    pub num_warnings: u32,
+    /// Seconds for the prompt.
+    pub encode_seconds: f64,
+    /// Seconds for all steps.
+    pub sample_seconds: f64,
+    /// Seconds for turning the results of the steps into pixels.
+    pub decode_seconds: f64,
+}
+
+// SAFETY: `repr(C)`, a `usize` first, numbers.
+unsafe impl Versioned for dfn_result {
+    const NAME: &'static str = "dfn_result";
+    // With the first field that is appended this becomes that field's offset.
+    const MIN_SIZE: usize = size_of::<Self>();
+    const DEFAULT: Self = Self {
+        struct_size: size_of::<Self>(),
+        seed: 0,
+        width: 0,
+        height: 0,
+        num_images: 0,
+        num_warnings: 0,
+        encode_seconds: 0.0,
+        sample_seconds: 0.0,
+        decode_seconds: 0.0,
+    };
+}
+
+/// Sets every field to its default. `struct_size` is sizeof(dfn_generate_params).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dfn_generate_params_default(
+    params: *mut dfn_generate_params,
+    struct_size: usize,
+) -> dfn_status {
+    guard(|| {
+        // SAFETY: the header asks for a struct of `struct_size` bytes.
+        unsafe { write_struct(params, struct_size, &Versioned::DEFAULT) }
+    })
+}
+
+/// The request that the parameters describe.
+///
+/// # Safety
+/// Each text is null or ends in NUL.
+pub(crate) unsafe fn request(params: &dfn_generate_params) -> Result<GenerateRequest, Failure> {
+    // SAFETY: the caller's promise.
+    let (prompt, negative_prompt, scheduler) = unsafe {
+        (
+            text(params.prompt, "prompt")?,
+            optional_text(params.negative_prompt, "negative_prompt")?,
+            optional_text(params.scheduler, "scheduler")?,
+        )
+    };
+    let mut request = GenerateRequest::txt2img(prompt)
+        .negative_prompt(negative_prompt.unwrap_or_default())
+        .num_steps(params.num_steps as usize)
+        .num_images(params.num_images as usize)
+        .batch_size(params.batch_size as usize)
+        .guidance_scale(params.guidance_scale);
+    if params.width != 0 {
+        request = request.width(params.width as usize);
+    }
+    if params.height != 0 {
+        request = request.height(params.height as usize);
+    }
+    // A value whose switch is off was meant to count.
+    match (params.random_seed != 0, params.seed) {
+        (false, seed) => request = request.seed(seed),
+        (true, 0) => {}
+        (true, seed) => {
+            let expected = "0 beside random_seed (set random_seed to 0 for a seed of your own)";
+            return Err(Failure::argument("seed", expected, seed));
+        }
+    }
+    match (params.has_eta != 0, params.eta) {
+        (true, eta) => request = request.eta(eta),
+        (false, 0.0) => {}
+        (false, eta) => {
+            let expected = "0 without has_eta (set has_eta to 1 for an eta of your own)";
+            return Err(Failure::argument("eta", expected, eta));
+        }
+    }
+    match scheduler {
+        None => {}
+        Some(json) if json.trim_start().starts_with('{') => {
+            let config: Value = serde_json::from_str(json)
+                .map_err(|e| Failure::argument("scheduler", "a name or a JSON object", e))?;
+            request = request.scheduler_config(config);
+        }
+        Some(name) => request = request.scheduler_name(name),
+    }
+    Ok(request)
+}

@@ -1,0 +1,169 @@
+//! The pipeline handle.
+
+use std::ffi::c_char;
+use std::mem::size_of;
+use std::ptr::{null, null_mut};
+
+use diffusion_core::Pipeline;
+use diffusion_core::device::parse_dtype;
+
+use crate::abi::{Versioned, check_not_null, optional_text, read_struct, text, write_struct};
+use crate::status::{Failure, dfn_status, guard};
+
+/// A model, loaded. It never changes: any number of threads may use one at the same time, each in calls
+/// of its own. Made by dfn_pipeline_open() and released by dfn_pipeline_free().
+#[derive(Debug)]
+pub struct dfn_pipeline {
+    inner: Pipeline,
+}
+
+// Threads of C share one.
+const _: () = {
+    const fn shared_by_threads<T: Send + Sync>() {}
+    shared_by_threads::<dfn_pipeline>();
+};
+
+/// How a model is loaded. dfn_pipeline_options_default() sets every field.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct dfn_pipeline_options {
+    /// Bytes of this struct in the caller's header.
+    pub struct_size: usize,
+    /// The number format that weights are held in: "float32", "float16" or "bfloat16". On the CPU the
+    /// arithmetic is float32 in all three. NULL: float32.
+    pub dtype: *const c_char,
+    /// Prefers weight files of a variant, such as "fp16". NULL: those of none.
+    pub variant: *const c_char,
+}
+
+// SAFETY: `repr(C)`, a `usize` first, raw pointers.
+unsafe impl Versioned for dfn_pipeline_options {
+    const NAME: &'static str = "dfn_pipeline_options";
+    // With the first field that is appended this becomes that field's offset.
+    const MIN_SIZE: usize = size_of::<Self>();
+    const DEFAULT: Self = Self {
+        struct_size: size_of::<Self>(),
+        dtype: null(),
+        variant: null(),
+    };
+}
+
+/// Sets every field to its default. `struct_size` is sizeof(dfn_pipeline_options).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dfn_pipeline_options_default(
+    options: *mut dfn_pipeline_options,
+    struct_size: usize,
+) -> dfn_status {
+    guard(|| {
+        // SAFETY: the header asks for a struct of `struct_size` bytes.
+        unsafe { write_struct(options, struct_size, &Versioned::DEFAULT) }
+    })
+}
+
+/// Loads a model on the CPU.
+///
+/// `path`: a folder in the diffusers layout (with model_index.json), UTF-8 on every system.
+/// `options`: NULL for the defaults.
+/// `pipeline`: receives the model, which is the caller's and must go to dfn_pipeline_free(). It becomes
+/// NULL if the call fails.
+///
+/// DFN_NOT_FOUND if there is no such path or a part is missing, DFN_FORMAT if it is not a model or a
+/// file is damaged, DFN_WEIGHTS if tensors do not fit their configuration, DFN_UNSUPPORTED for models
+/// that this version does not know.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dfn_pipeline_open(
+    path: *const c_char,
+    options: *const dfn_pipeline_options,
+    pipeline: *mut *mut dfn_pipeline,
+) -> dfn_status {
+    guard(|| {
+        check_not_null(pipeline, "pipeline")?;
+        // SAFETY: not null, and the header asks for a pointer to write to.
+        unsafe { pipeline.write(null_mut()) };
+        // SAFETY: the header asks for text that ends in NUL, and for a struct of `struct_size` bytes.
+        let (path, options) = unsafe {
+            let options = match options.is_null() {
+                true => dfn_pipeline_options::DEFAULT,
+                false => read_struct(options)?,
+            };
+            (text(path, "path")?, options)
+        };
+        let mut builder = Pipeline::builder().weights(path);
+        // SAFETY: the header asks for NULL or text that ends in NUL.
+        let (dtype, variant) = unsafe {
+            (
+                optional_text(options.dtype, "dtype")?,
+                optional_text(options.variant, "variant")?,
+            )
+        };
+        if let Some(dtype) = dtype {
+            builder = builder.dtype(parse_dtype(dtype)?);
+        }
+        if let Some(variant) = variant {
+            builder = builder.variant(variant);
+        }
+        let inner = builder.build()?;
+        let handle = Box::into_raw(Box::new(dfn_pipeline { inner }));
+        // SAFETY: as above.
+        unsafe { pipeline.write(handle) };
+        Ok(())
+    })
+}
+
+/// Releases a model. NULL is allowed and does nothing. No other call may be using it, on any thread, and
+/// none may follow.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dfn_pipeline_free(pipeline: *mut dfn_pipeline) {
+    guard(|| {
+        if !pipeline.is_null() {
+            // SAFETY: not null, so it is from `Box::into_raw` in `dfn_pipeline_open`, and the header
+            // forbids any use beside or after this.
+            drop(unsafe { Box::from_raw(pipeline) });
+        }
+        Ok(())
+    });
+}
+
+/// The size, in pixels, of pictures whose parameters name none: the size that the model was trained on.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dfn_pipeline_default_size(
+    pipeline: *const dfn_pipeline,
+    width: *mut u32,
+    height: *mut u32,
+) -> dfn_status {
+    guard(|| {
+        // SAFETY: the header asks for an open pipeline that nobody frees meanwhile.
+        let pipeline = unsafe { borrow(pipeline) }?;
+        check_not_null(width, "width")?;
+        check_not_null(height, "height")?;
+        let size = default_size(pipeline)?;
+        // SAFETY: not null, and the header asks for pointers to write to.
+        unsafe {
+            width.write(size.0);
+            height.write(size.1);
+        }
+        Ok(())
+    })
+}
+
+pub(crate) fn default_size(pipeline: &Pipeline) -> Result<(u32, u32), Failure> {
+    let (width, height) = pipeline.default_size();
+    match (u32::try_from(width), u32::try_from(height)) {
+        (Ok(width), Ok(height)) => Ok((width, height)),
+        _ => Err(Failure::argument(
+            "sample_size of the model",
+            "sides below 2^32",
+            format!("{width} x {height}"),
+        )),
+    }
+}
+
+/// The model behind a handle.
+///
+/// # Safety
+/// `pipeline` is null, or from `dfn_pipeline_open` and not freed within `'a`.
+pub(crate) unsafe fn borrow<'a>(pipeline: *const dfn_pipeline) -> Result<&'a Pipeline, Failure> {
+    check_not_null(pipeline, "pipeline")?;
+    // SAFETY: not null, and the caller promises the rest.
+    Ok(unsafe { &(*pipeline).inner })
+}

@@ -1,0 +1,149 @@
+//! A UNet under a prompt, as a denoiser.
+
+use candle_core::{DType, Tensor};
+
+use super::{Denoiser, Estimate, NoiseSchedule};
+use crate::error::{Error, Result};
+use crate::model::{TextTime, UNet, UNetInput};
+use crate::nn::guidance_embedding;
+
+/// Everything that a UNet is told about the wanted picture.
+#[derive(Debug, Clone)]
+pub struct Conditioning {
+    /// `(1 or batch, tokens, dim)`: the prompt.
+    pub prompt_embeds: Tensor,
+    /// `(1 or batch, tokens, dim)`: the negative prompt; needed for guidance above 1.
+    pub negative_prompt_embeds: Option<Tensor>,
+    /// What SDXL is told beside the prompt.
+    pub text_time: Option<TextTime>,
+    /// What SDXL is told beside the negative prompt.
+    pub negative_text_time: Option<TextTime>,
+}
+
+/// A UNet with its conditioning and classifier-free guidance: one batched call an evaluation, and no
+/// second half where the guidance scale is at most 1 or the model has guidance distilled in.
+///
+/// Source: Ho and Salimans, "Classifier-Free Diffusion Guidance", 2022, equation 6, with the scale
+/// counted as `1 + w`.
+#[derive(Debug)]
+pub struct Guided<'a> {
+    unet: &'a UNet,
+    noise: &'a NoiseSchedule,
+    guidance_scale: Option<f64>,
+    context: Tensor,
+    text_time: Option<TextTime>,
+    timestep_cond: Option<Tensor>,
+}
+
+impl<'a> Guided<'a> {
+    /// Prepares the conditioning for a batch of latents.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if guidance is on and there is no negative prompt, or if the
+    /// conditioning's batch is neither 1 nor `batch`; [`Error::Tensor`] if shapes do not fit.
+    pub fn new(
+        unet: &'a UNet,
+        noise: &'a NoiseSchedule,
+        conditioning: &Conditioning,
+        guidance_scale: f64,
+        batch: usize,
+    ) -> Result<Self> {
+        let distilled = unet.config().time_cond_proj_dim;
+        let guided = guidance_scale > 1.0 && distilled.is_none();
+        let halves = if guided { 2 } else { 1 };
+        let device = conditioning.prompt_embeds.device();
+        Ok(Self {
+            unet,
+            noise,
+            guidance_scale: guided.then_some(guidance_scale),
+            context: halves_of(
+                &conditioning.prompt_embeds,
+                conditioning.negative_prompt_embeds.as_ref(),
+                halves,
+                batch,
+            )?,
+            text_time: conditioning
+                .text_time
+                .as_ref()
+                .map(|positive| {
+                    let negative = conditioning.negative_text_time.as_ref();
+                    let of = |part: fn(&TextTime) -> &Tensor| {
+                        halves_of(part(positive), negative.map(part), halves, batch)
+                    };
+                    Ok::<_, Error>(TextTime {
+                        text_embeds: of(|t| &t.text_embeds)?,
+                        time_ids: of(|t| &t.time_ids)?,
+                    })
+                })
+                .transpose()?,
+            timestep_cond: distilled
+                .map(|dim| guidance_embedding(guidance_scale, batch, dim, device))
+                .transpose()?,
+        })
+    }
+}
+
+/// The negative half, if wanted, then the positive, each repeated for the batch.
+fn halves_of(
+    positive: &Tensor,
+    negative: Option<&Tensor>,
+    halves: usize,
+    batch: usize,
+) -> Result<Tensor> {
+    let positive = repeated(positive, batch)?;
+    if halves == 1 {
+        return Ok(positive);
+    }
+    let negative = negative.ok_or_else(|| {
+        let expected = "the conditioning of a negative prompt, for guidance above 1";
+        Error::argument("conditioning", expected, "none")
+    })?;
+    Ok(Tensor::cat(&[&repeated(negative, batch)?, &positive], 0)?)
+}
+
+fn repeated(tensor: &Tensor, batch: usize) -> Result<Tensor> {
+    let mut dims = tensor.dims().to_vec();
+    match dims.first_mut() {
+        Some(first) if *first == batch => Ok(tensor.clone()),
+        Some(first) if *first == 1 => {
+            *first = batch;
+            Ok(tensor.broadcast_as(dims)?.contiguous()?)
+        }
+        _ => {
+            let expected = format!("a batch of 1 or {batch}");
+            Err(Error::argument(
+                "conditioning",
+                expected,
+                format!("{:?}", tensor.dims()),
+            ))
+        }
+    }
+}
+
+impl Denoiser for Guided<'_> {
+    fn denoise(&mut self, latents: &Tensor, sigma: f64, timestep: f64) -> Result<Estimate> {
+        let mut sample = (latents * self.noise.input_scale(sigma))?;
+        if self.guidance_scale.is_some() {
+            sample = Tensor::cat(&[&sample, &sample], 0)?;
+        }
+        let output = self.unet.forward(&UNetInput {
+            text_time: self.text_time.as_ref(),
+            timestep_cond: self.timestep_cond.as_ref(),
+            ..UNetInput::new(&sample, &[timestep], &self.context)
+        })?;
+        let output = output.to_dtype(DType::F32)?;
+        let Some(scale) = self.guidance_scale else {
+            let denoised = self.noise.denoised(latents, &output, sigma)?;
+            return Ok(Estimate {
+                denoised,
+                unconditional: None,
+            });
+        };
+        let halves = output.chunk(2, 0)?;
+        let guided = (&halves[0] + ((&halves[1] - &halves[0])? * scale)?)?;
+        Ok(Estimate {
+            denoised: self.noise.denoised(latents, &guided, sigma)?,
+            unconditional: Some(self.noise.denoised(latents, &halves[0], sigma)?),
+        })
+    }
+}

@@ -1,0 +1,44 @@
+//! Stable Diffusion on candle: a prompt becomes a picture.
+//!
+//! ```no_run
+//! use diffusion_core::{GenerateRequest, Pipeline};
+//!
+//! let pipe = Pipeline::builder().weights("examples/models/emoji").build()?;
+//! let request = GenerateRequest::txt2img("a red heart, flat style").seed(1);
+//! let output = pipe.generate(&request)?;
+//! output.images[0].save("heart.png")?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! The parts compose: [`Pipeline`] joins a [`TextEncoder`], a [`UNet`], a [`Vae`], a
+//! [`NoiseSchedule`] and a [`Scheduler`], and each of them can be built, called and swapped alone.
+//!
+//! | room | what is in it |
+//! |---|---|
+//! | [`pipeline`] | builder, request, the public stages of a run |
+//! | [`scheduler`] | the [`Scheduler`] and [`Solver`] traits, the sampling loop, the algorithms |
+//! | [`denoise`] | noise schedule, [`Denoiser`], classifier-free guidance |
+//! | [`model`] | CLIP text encoder, UNet, autoencoders, tokenizer |
+//! | [`nn`] | layers on channels-last activations |
+//! | [`weights`] | checkpoints on disk |
+//! | [`rng`] | random numbers, equal to PyTorch's |
+//! | [`media`] | pictures to tensors and back |
+
+pub mod denoise;
+pub mod device;
+pub mod error;
+pub mod media;
+pub mod model;
+pub mod nn;
+pub mod pipeline;
+pub mod rng;
+pub mod scheduler;
+pub mod weights;
+
+pub use candle_core::{DType, Device, Tensor};
+pub use denoise::{Denoiser, NoiseSchedule, PredictionType};
+pub use error::{Error, ErrorKind, Result};
+pub use image::RgbImage;
+pub use model::{TextEncoder, Tokenizer, UNet, Vae};
+pub use pipeline::{Conditioning, GenerateRequest, Generated, Pipeline, Progress, Warning};
+pub use scheduler::{Ddim, DpmPp2m, Euler, Scheduler, Solver, Step};

@@ -1,0 +1,65 @@
+//! Pictures to tensors and back.
+
+use candle_core::{DType, Device, Tensor};
+use image::RgbImage;
+
+use crate::error::{Error, Result};
+
+/// Turns decoded images into RGB8 pictures. Values are clamped to `[-1, 1]` and rounded to the
+/// nearest of 256 levels, as diffusers does.
+///
+/// # Shapes
+/// `images`: `(batch, 3, height, width)` in `[-1, 1]`.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] for another shape, [`Error::Tensor`] if the device fails.
+pub fn to_rgb8(images: &Tensor) -> Result<Vec<RgbImage>> {
+    let &[batch, 3, height, width] = images.dims() else {
+        let found = format!("{:?}", images.dims());
+        return Err(Error::argument(
+            "images",
+            "shape (batch, 3, height, width)",
+            found,
+        ));
+    };
+    let bytes = (images.to_dtype(DType::F32)?.clamp(-1.0, 1.0)? * 127.5)?.affine(1.0, 127.5)?;
+    let bytes = bytes
+        .round()?
+        .to_dtype(DType::U8)?
+        .permute((0, 2, 3, 1))?
+        .contiguous()?;
+    (0..batch)
+        .map(|i| {
+            let pixels = bytes.get(i)?.flatten_all()?.to_vec1::<u8>()?;
+            RgbImage::from_raw(width as u32, height as u32, pixels).ok_or_else(|| {
+                Error::argument("images", "sides below 2^32", format!("{width} x {height}"))
+            })
+        })
+        .collect()
+}
+
+/// Turns a picture into the tensor that [`Vae::encode`](crate::Vae::encode) takes.
+///
+/// # Shapes
+/// Returns `(1, 3, height, width)`, f32 in `[-1, 1]`.
+///
+/// # Errors
+/// [`Error::Tensor`] if the device fails.
+pub fn from_rgb8(picture: &RgbImage, device: &Device) -> Result<Tensor> {
+    let (width, height) = (picture.width() as usize, picture.height() as usize);
+    let pixels = Tensor::from_slice(picture.as_raw(), (1, height, width, 3), device)?;
+    let scaled = pixels.to_dtype(DType::F32)?.affine(1.0 / 127.5, -1.0)?;
+    Ok(scaled.permute((0, 3, 1, 2))?.contiguous()?)
+}
+
+/// Encodes a picture as PNG.
+///
+/// # Errors
+/// [`Error::Custom`] with the encoder's reason.
+pub fn to_png(picture: &RgbImage) -> Result<Vec<u8>> {
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    picture
+        .write_to(&mut bytes, image::ImageFormat::Png)
+        .map_err(Error::custom)?;
+    Ok(bytes.into_inner())
+}

@@ -1,0 +1,302 @@
+//! CLIP's text model.
+
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::config::parse;
+use crate::error::{Error, Result};
+use crate::nn::{
+    Activation, ActivationFunction, LayerNorm, Linear, Mask, Params, TensorSource, attention,
+};
+
+/// The end-of-text id by which old configurations mean "the largest id of the prompt".
+const LEGACY_EOS: u32 = 2;
+
+/// Tensors that text-encoder files carry and this model does not read: a buffer, and the other half
+/// of files that hold the whole CLIP.
+const IGNORED: &[&str] = &[
+    "position_ids",
+    "logit_scale",
+    "vision_model.",
+    "visual_projection.weight",
+];
+
+/// The `config.json` of `CLIPTextModel` and `CLIPTextModelWithProjection`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default)]
+pub struct ClipTextConfig {
+    /// Number of token ids.
+    pub vocab_size: usize,
+    /// Channels.
+    pub hidden_size: usize,
+    /// Channels inside the feed-forward layers.
+    pub intermediate_size: usize,
+    /// Number of layers.
+    pub num_hidden_layers: usize,
+    /// Number of attention heads.
+    pub num_attention_heads: usize,
+    /// The longest sequence, in tokens.
+    pub max_position_embeddings: usize,
+    /// Non-linearity of the feed-forward layers.
+    pub hidden_act: ActivationFunction,
+    /// Epsilon of the norms.
+    pub layer_norm_eps: f64,
+    /// Channels of the projected embedding, where the model has a projection.
+    pub projection_dim: usize,
+    /// The end-of-text id; its first place in a prompt is where the pooled vector is read.
+    pub eos_token_id: u32,
+}
+
+impl Default for ClipTextConfig {
+    fn default() -> Self {
+        Self {
+            vocab_size: 49408,
+            hidden_size: 512,
+            intermediate_size: 2048,
+            num_hidden_layers: 12,
+            num_attention_heads: 8,
+            max_position_embeddings: 77,
+            hidden_act: ActivationFunction::QuickGelu,
+            layer_norm_eps: 1e-5,
+            projection_dim: 512,
+            eos_token_id: 49407,
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Layer {
+    layer_norm1: LayerNorm,
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    out_proj: Linear,
+    layer_norm2: LayerNorm,
+    fc1: Linear,
+    fc2: Linear,
+}
+
+impl Layer {
+    fn new(params: Params<'_>, config: &ClipTextConfig) -> Result<Self> {
+        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+        let linear =
+            |name: &str, input, output| params.at(name, |p| Linear::new(p, input, output, true));
+        let norm =
+            |name: &str| params.at(name, |p| LayerNorm::new(p, hidden, config.layer_norm_eps));
+        Ok(Self {
+            layer_norm1: norm("layer_norm1")?,
+            q_proj: linear("self_attn.q_proj", hidden, hidden)?,
+            k_proj: linear("self_attn.k_proj", hidden, hidden)?,
+            v_proj: linear("self_attn.v_proj", hidden, hidden)?,
+            out_proj: linear("self_attn.out_proj", hidden, hidden)?,
+            layer_norm2: norm("layer_norm2")?,
+            fc1: linear("mlp.fc1", hidden, inner)?,
+            fc2: linear("mlp.fc2", inner, hidden)?,
+        })
+    }
+
+    fn forward(&self, x: &Activation, config: &ClipTextConfig) -> Result<Activation> {
+        let normed = self.layer_norm1.forward(x)?;
+        let (q, k, v) = (
+            self.q_proj.forward(&normed)?,
+            self.k_proj.forward(&normed)?,
+            self.v_proj.forward(&normed)?,
+        );
+        let attended = attention(&q, &k, &v, config.num_attention_heads, Mask::Causal, false)?;
+        let x = x.add(&self.out_proj.forward(&attended)?)?;
+        let hidden = self.fc1.forward(&self.layer_norm2.forward(&x)?)?;
+        x.add(&self.fc2.forward(&config.hidden_act.apply(&hidden)?)?)
+    }
+}
+
+/// What the text model says about a batch of prompts.
+#[derive(Debug, Clone)]
+pub struct TextEncoding {
+    /// `(batch, tokens, hidden)` before the first layer, then after each: `layers + 1` of them, without
+    /// the final norm. SDXL reads the one before the last.
+    pub hidden_states: Vec<Tensor>,
+    /// `(batch, tokens, hidden)`: the last of them after the final norm. SD 1.x and 2.x read this.
+    pub last_hidden_state: Tensor,
+    /// `(batch, hidden)`: `last_hidden_state` at the end-of-text token.
+    pub pooled: Tensor,
+    /// `(batch, projection_dim)`: `pooled` projected, where the model has a projection.
+    pub text_embeds: Option<Tensor>,
+}
+
+/// CLIP's text model, the conditioning of Stable Diffusion.
+///
+/// Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021.
+#[derive(Debug, Clone)]
+pub struct TextEncoder {
+    token_embedding: Tensor,
+    position_embedding: Tensor,
+    layers: Vec<Layer>,
+    final_layer_norm: LayerNorm,
+    text_projection: Option<Linear>,
+    config: ClipTextConfig,
+    dtype: DType,
+}
+
+impl TextEncoder {
+    /// Reads the tensors, with or without the prefix `text_model.` (transformers 5 writes none).
+    /// Weights are held as `dtype`; arithmetic is [`compute_dtype`](crate::device::compute_dtype).
+    ///
+    /// # Errors
+    /// [`Error::Weights`] if tensors and configuration do not fit; otherwise if reading fails.
+    pub fn new(
+        config: ClipTextConfig,
+        source: &dyn TensorSource,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        Params::build(source, dtype, device, IGNORED, |params| {
+            let prefix = match params.contains("text_model.final_layer_norm.weight") {
+                true => "text_model.",
+                false => "",
+            };
+            let at = |name: &str| format!("{prefix}{name}");
+            let hidden = config.hidden_size;
+            let embedding = |name: &str, rows: usize| {
+                params.at(at("embeddings"), |p| p.tensor(name, &[rows, hidden]))
+            };
+            Ok(Self {
+                token_embedding: embedding("token_embedding.weight", config.vocab_size)?,
+                position_embedding: embedding(
+                    "position_embedding.weight",
+                    config.max_position_embeddings,
+                )?,
+                layers: (0..config.num_hidden_layers)
+                    .map(|i| {
+                        params.at(at(&format!("encoder.layers.{i}")), |p| {
+                            Layer::new(p, &config)
+                        })
+                    })
+                    .collect::<Result<_>>()?,
+                final_layer_norm: params.at(at("final_layer_norm"), |p| {
+                    LayerNorm::new(p, hidden, config.layer_norm_eps)
+                })?,
+                text_projection: params
+                    .contains("text_projection.weight")
+                    .then(|| {
+                        params.at("text_projection", |p| {
+                            Linear::new(p, hidden, config.projection_dim, false)
+                        })
+                    })
+                    .transpose()?,
+                dtype: crate::device::compute_dtype(device, dtype),
+                config,
+            })
+        })
+    }
+
+    /// Reads a `config.json`.
+    ///
+    /// # Errors
+    /// [`Error::Format`] if it is not one of a CLIP text model.
+    pub fn parse_config(path: &Path, json: &Value) -> Result<ClipTextConfig> {
+        // A whole CLIP model's configuration has the text model's inside.
+        parse(path, json.get("text_config").unwrap_or(json))
+    }
+
+    /// The configuration that the model was built from.
+    pub fn config(&self) -> &ClipTextConfig {
+        &self.config
+    }
+
+    /// Encodes prompts.
+    ///
+    /// # Shapes
+    /// `ids`: one list for each prompt, all of one length, at most `max_position_embeddings`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for lists of other lengths or ids outside the vocabulary.
+    pub fn forward(&self, ids: &[Vec<u32>]) -> Result<TextEncoding> {
+        let (batch, tokens) = self.check_ids(ids)?;
+        let device = self.token_embedding.device();
+        let flat = Tensor::from_vec(ids.concat(), batch * tokens, device)?;
+        let embedded = self
+            .token_embedding
+            .index_select(&flat, 0)?
+            .to_dtype(self.dtype)?;
+        let embedded = embedded.reshape((batch, tokens, self.config.hidden_size))?;
+        let positions = self
+            .position_embedding
+            .narrow(0, 0, tokens)?
+            .to_dtype(self.dtype)?;
+        let mut x = Activation::new(embedded.broadcast_add(&positions)?);
+        let mut hidden_states = vec![x.tensor().clone()];
+        for layer in &self.layers {
+            x = layer.forward(&x, &self.config)?;
+            hidden_states.push(x.tensor().clone());
+        }
+        let last_hidden_state = self.final_norm(x.tensor())?;
+        let pooled = self.pool(ids, &last_hidden_state)?;
+        let text_embeds = self
+            .text_projection
+            .as_ref()
+            .map(|projection| projection.forward(&Activation::new(pooled.clone())))
+            .transpose()?
+            .map(Activation::into_tensor);
+        Ok(TextEncoding {
+            hidden_states,
+            last_hidden_state,
+            pooled,
+            text_embeds,
+        })
+    }
+
+    /// Applies the final norm to one of [`TextEncoding::hidden_states`], as `clip_skip` wants it.
+    ///
+    /// # Shapes
+    /// `hidden`: `(batch, tokens, hidden)`; returns the same.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] if the shape does not fit.
+    pub fn final_norm(&self, hidden: &Tensor) -> Result<Tensor> {
+        Ok(self
+            .final_layer_norm
+            .forward(&Activation::new(hidden.clone()))?
+            .into_tensor())
+    }
+
+    fn check_ids(&self, ids: &[Vec<u32>]) -> Result<(usize, usize)> {
+        let tokens = ids.first().map_or(0, Vec::len);
+        let limit = self.config.max_position_embeddings;
+        if tokens == 0 || tokens > limit || ids.iter().any(|list| list.len() != tokens) {
+            let lengths: Vec<_> = ids.iter().map(Vec::len).collect();
+            let expected = format!("lists of one length from 1 to {limit}");
+            return Err(Error::argument(
+                "token ids",
+                expected,
+                format!("{lengths:?}"),
+            ));
+        }
+        let size = self.config.vocab_size as u32;
+        match ids.iter().flatten().find(|&&id| id >= size) {
+            Some(id) => Err(Error::argument(
+                "token ids",
+                format!("ids below {size}"),
+                id,
+            )),
+            None => Ok((ids.len(), tokens)),
+        }
+    }
+
+    fn pool(&self, ids: &[Vec<u32>], last_hidden_state: &Tensor) -> Result<Tensor> {
+        let rows = ids.iter().enumerate().map(|(i, list)| {
+            let wanted = match self.config.eos_token_id {
+                LEGACY_EOS => list.iter().copied().max().unwrap_or(0),
+                id => id,
+            };
+            let at = list.iter().position(|&id| id == wanted).unwrap_or(0);
+            last_hidden_state.get(i)?.get(at)
+        });
+        Ok(Tensor::stack(
+            &rows.collect::<candle_core::Result<Vec<_>>>()?,
+            0,
+        )?)
+    }
+}

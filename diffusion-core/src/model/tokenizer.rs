@@ -1,0 +1,182 @@
+//! CLIP's tokenizer.
+
+use std::path::Path;
+
+use serde_json::Value;
+use tokenizers::models::bpe::BPE;
+use tokenizers::normalizers::replace::ReplacePattern;
+use tokenizers::normalizers::{self, Lowercase, NFC, Replace};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::{
+    AddedToken, NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior, pre_tokenizers,
+};
+
+use super::config::read_json;
+use crate::error::{Error, Result};
+
+/// CLIP's splitting rule: contractions, words, single digits, runs of anything else.
+const PATTERN: &str = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
+
+/// A prompt as token ids.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Encoding {
+    /// Start token, prompt, end token, padding: as many ids as [`Tokenizer::max_length`].
+    pub ids: Vec<u32>,
+    /// The end of the prompt that did not fit, as text, if any.
+    pub truncated: Option<String>,
+}
+
+/// Byte-level BPE with CLIP's start, end and padding tokens.
+///
+/// Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision",
+/// 2021, and the tokenizer published with it.
+#[derive(Debug, Clone)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    bos: u32,
+    eos: u32,
+    pad: u32,
+    max_length: usize,
+}
+
+impl Tokenizer {
+    /// Opens a tokenizer folder: `vocab.json` and `merges.txt`, or `tokenizer.json`; with
+    /// `tokenizer_config.json` and `special_tokens_map.json` where they are.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if neither form is there, [`Error::Format`] if a file is damaged.
+    pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
+        let folder = folder.as_ref();
+        let (vocab, merges) = (folder.join("vocab.json"), folder.join("merges.txt"));
+        let json = folder.join("tokenizer.json");
+        let mut inner = if vocab.is_file() && merges.is_file() {
+            from_vocab(&vocab, &merges)?
+        } else if json.is_file() {
+            let mut inner =
+                tokenizers::Tokenizer::from_file(&json).map_err(|e| Error::format(&json, e))?;
+            inner.with_padding(None);
+            inner
+                .with_truncation(None)
+                .map_err(|e| Error::format(&json, e))?;
+            inner
+        } else {
+            let hint = "a tokenizer folder has vocab.json and merges.txt, or tokenizer.json".into();
+            return Err(Error::NotFound {
+                path: folder.to_owned(),
+                hint,
+            });
+        };
+        let config = optional_json(&folder.join("tokenizer_config.json"))?;
+        let special = optional_json(&folder.join("special_tokens_map.json"))?;
+        let mut token = |name: &str, default: &str| -> Result<u32> {
+            let text = token_text(&config[name])
+                .or_else(|| token_text(&special[name]))
+                .unwrap_or_else(|| default.to_owned());
+            let id = inner.token_to_id(&text).ok_or_else(|| {
+                Error::format(folder, format!("{name} {text:?} is not in the vocabulary"))
+            })?;
+            // Special tokens are found in prompts as they stand: with SD 2's padding "!", so is every
+            // exclamation mark.
+            let special = [AddedToken::from(text, true)];
+            inner
+                .add_special_tokens(special)
+                .map_err(|e| Error::format(folder, e))?;
+            Ok(id)
+        };
+        let bos = token("bos_token", "<|startoftext|>")?;
+        let eos = token("eos_token", "<|endoftext|>")?;
+        let pad = token("pad_token", "<|endoftext|>")?;
+        // Some files state an "infinite" length of 10^30 for lack of a better one.
+        let max_length = match config["model_max_length"].as_u64() {
+            Some(length @ 2..=1_000_000) => length as usize,
+            _ => 77,
+        };
+        Ok(Self {
+            inner,
+            bos,
+            eos,
+            pad,
+            max_length,
+        })
+    }
+
+    /// The number of ids that the model takes, start and end token among them.
+    pub fn max_length(&self) -> usize {
+        self.max_length
+    }
+
+    /// Encodes a prompt, cut or padded to [`max_length`](Self::max_length).
+    ///
+    /// # Errors
+    /// [`Error::Custom`] if the tokenizer fails.
+    pub fn encode(&self, prompt: &str) -> Result<Encoding> {
+        let encoded = self.inner.encode(prompt, false).map_err(Error::Custom)?;
+        let room = self.max_length - 2;
+        let kept = encoded.len().min(room);
+        let mut ids = Vec::with_capacity(self.max_length);
+        ids.push(self.bos);
+        ids.extend(&encoded.get_ids()[..kept]);
+        ids.push(self.eos);
+        ids.resize(self.max_length, self.pad);
+        let truncated = encoded.get_offsets().get(kept).map(|&(start, _)| {
+            let rest = prompt.get(start..).unwrap_or_default();
+            rest.to_owned()
+        });
+        Ok(Encoding { ids, truncated })
+    }
+}
+
+fn from_vocab(vocab: &Path, merges: &Path) -> Result<tokenizers::Tokenizer> {
+    let damaged = |e: tokenizers::Error| Error::format(vocab, e);
+    let name = |path: &Path| {
+        path.to_str()
+            .map(str::to_owned)
+            .ok_or_else(|| Error::format(path, "the path is not UTF-8"))
+    };
+    let bpe = BPE::from_file(&name(vocab)?, &name(merges)?)
+        .unk_token("<|endoftext|>".into())
+        .end_of_word_suffix("</w>".into())
+        .build()
+        .map_err(damaged)?;
+    let mut inner = tokenizers::Tokenizer::new(bpe);
+    let white_space = ReplacePattern::Regex(r"\s+".into());
+    let white_space = Replace::new(white_space, " ").map_err(damaged)?;
+    let normalizers = vec![
+        NormalizerWrapper::NFC(NFC),
+        white_space.into(),
+        Lowercase.into(),
+    ];
+    let split = Split::new(
+        SplitPattern::Regex(PATTERN.into()),
+        SplitDelimiterBehavior::Removed,
+        true,
+    );
+    let pre_tokenizers = vec![
+        PreTokenizerWrapper::Split(split.map_err(damaged)?),
+        PreTokenizerWrapper::ByteLevel(ByteLevel::new(false, true, true)),
+    ];
+    inner
+        .with_normalizer(Some(normalizers::Sequence::new(normalizers)))
+        .map_err(damaged)?
+        .with_pre_tokenizer(Some(pre_tokenizers::sequence::Sequence::new(
+            pre_tokenizers,
+        )));
+    Ok(inner)
+}
+
+fn optional_json(path: &Path) -> Result<Value> {
+    if path.exists() {
+        read_json(path)
+    } else {
+        Ok(Value::Null)
+    }
+}
+
+/// A special token is a string or an object with its text and flags.
+fn token_text(value: &Value) -> Option<String> {
+    value
+        .as_str()
+        .or_else(|| value["content"].as_str())
+        .map(str::to_owned)
+}

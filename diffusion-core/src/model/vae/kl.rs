@@ -1,0 +1,424 @@
+//! `AutoencoderKL`, Stable Diffusion's own autoencoder.
+
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::Posterior;
+use crate::device::compute_dtype;
+use crate::error::{Error, Result};
+use crate::model::config::{parse, require_defaults};
+use crate::nn::{
+    Activation, ActivationFunction, Attention, AttentionConfig, Conv2d, Conv2dConfig, Downsample,
+    GroupNorm, Params, ResnetBlock, ResnetConfig, TensorSource, TimeScaleShift, Upsample,
+};
+
+/// Epsilon of all norms.
+const EPS: f64 = 1e-6;
+
+/// The `config.json` of an `AutoencoderKL`, field by field as diffusers names them.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct AutoencoderKlConfig {
+    /// Channels of the pictures that are read.
+    pub in_channels: usize,
+    /// Channels of the pictures that are written.
+    pub out_channels: usize,
+    /// Channels of each level, from full size down.
+    pub block_out_channels: Vec<usize>,
+    /// Residual blocks a level of the encoder; the decoder has one more.
+    pub layers_per_block: usize,
+    /// The non-linearity.
+    pub act_fn: ActivationFunction,
+    /// Channels of the latents.
+    pub latent_channels: usize,
+    /// Groups of the norms.
+    pub norm_num_groups: usize,
+    /// Latents are multiplied by this for the UNet.
+    pub scaling_factor: f64,
+    /// Subtracted from latents before that.
+    pub shift_factor: f64,
+    /// Whether a 1x1 convolution follows the encoder.
+    pub use_quant_conv: bool,
+    /// Whether a 1x1 convolution leads the decoder.
+    pub use_post_quant_conv: bool,
+    /// Whether the middle has attention.
+    pub mid_block_add_attention: bool,
+}
+
+impl Default for AutoencoderKlConfig {
+    fn default() -> Self {
+        Self {
+            in_channels: 3,
+            out_channels: 3,
+            block_out_channels: vec![64],
+            layers_per_block: 1,
+            act_fn: ActivationFunction::Silu,
+            latent_channels: 4,
+            norm_num_groups: 32,
+            scaling_factor: 0.18215,
+            shift_factor: 0.0,
+            use_quant_conv: true,
+            use_post_quant_conv: true,
+            mid_block_add_attention: true,
+        }
+    }
+}
+
+impl AutoencoderKlConfig {
+    /// Reads a `config.json`.
+    ///
+    /// # Errors
+    /// [`Error::Format`] if it does not parse, [`Error::Unsupported`] for blocks or settings that this
+    /// version does not know.
+    pub fn from_json(path: &Path, json: &Value) -> Result<Self> {
+        let levels = json["block_out_channels"].as_array().map_or(1, Vec::len);
+        require_defaults(
+            "AutoencoderKL",
+            json,
+            &[
+                (
+                    "down_block_types",
+                    json!(vec!["DownEncoderBlock2D"; levels]),
+                ),
+                ("up_block_types", json!(vec!["UpDecoderBlock2D"; levels])),
+                ("latents_mean", Value::Null),
+                ("latents_std", Value::Null),
+            ],
+        )?;
+        let mut json = json.clone();
+        if let Some(fields) = json.as_object_mut() {
+            fields.retain(|_, value| !value.is_null());
+        }
+        let config: Self = parse(path, &json)?;
+        if config.block_out_channels.is_empty() {
+            return Err(Error::argument(
+                "block_out_channels",
+                "at least one level",
+                "none",
+            ));
+        }
+        Ok(config)
+    }
+
+    /// How many pixels of a picture's side one latent pixel stands for.
+    pub fn downscale(&self) -> usize {
+        1 << (self.block_out_channels.len().max(1) - 1)
+    }
+
+    fn resnet(&self, input: usize, output: usize) -> ResnetConfig {
+        ResnetConfig {
+            input,
+            output,
+            temb: None,
+            groups: self.norm_num_groups,
+            eps: EPS,
+            function: self.act_fn,
+            time_scale_shift: TimeScaleShift::Default,
+            output_scale_factor: 1.0,
+        }
+    }
+}
+
+/// The residual blocks of one level.
+fn resnets(
+    params: Params<'_>,
+    config: &AutoencoderKlConfig,
+    count: usize,
+    input: usize,
+    output: usize,
+) -> Result<Vec<ResnetBlock>> {
+    (0..count)
+        .map(|i| {
+            let input = if i == 0 { input } else { output };
+            params.at(format_args!("resnets.{i}"), |p| {
+                ResnetBlock::new(p, config.resnet(input, output))
+            })
+        })
+        .collect()
+}
+
+#[derive(Debug, Clone)]
+struct MidAttention {
+    group_norm: GroupNorm,
+    attention: Attention,
+}
+
+impl MidAttention {
+    fn new(params: Params<'_>, config: &AutoencoderKlConfig, channels: usize) -> Result<Self> {
+        let group_norm = params.at("group_norm", |p| {
+            GroupNorm::new(p, channels, config.norm_num_groups, EPS)
+        })?;
+        let shape = AttentionConfig {
+            query: channels,
+            context: channels,
+            inner: channels,
+            heads: 1,
+            qkv_bias: true,
+            upcast: true,
+        };
+        Ok(Self {
+            group_norm,
+            attention: Attention::new(params, shape)?,
+        })
+    }
+
+    fn forward(&self, x: &Activation) -> Result<Activation> {
+        let (height, width) = x.size()?;
+        let tokens = self.group_norm.forward(x)?.to_tokens()?;
+        self.attention
+            .forward(&tokens, None)?
+            .to_picture(height, width)?
+            .add(x)
+    }
+}
+
+#[derive(Debug, Clone)]
+struct MidBlock {
+    first: ResnetBlock,
+    attention: Option<MidAttention>,
+    second: ResnetBlock,
+}
+
+impl MidBlock {
+    fn new(params: Params<'_>, config: &AutoencoderKlConfig, channels: usize) -> Result<Self> {
+        let resnet = |name: &str| {
+            params.at(name, |p| {
+                ResnetBlock::new(p, config.resnet(channels, channels))
+            })
+        };
+        let attention = config
+            .mid_block_add_attention
+            .then(|| params.at("attentions.0", |p| MidAttention::new(p, config, channels)))
+            .transpose()?;
+        Ok(Self {
+            first: resnet("resnets.0")?,
+            attention,
+            second: resnet("resnets.1")?,
+        })
+    }
+
+    fn forward(&self, x: &Activation) -> Result<Activation> {
+        let mut x = self.first.forward(x, None)?;
+        if let Some(attention) = &self.attention {
+            x = attention.forward(&x)?;
+        }
+        self.second.forward(&x, None)
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Encoder {
+    conv_in: Conv2d,
+    down_blocks: Vec<(Vec<ResnetBlock>, Option<Downsample>)>,
+    mid_block: MidBlock,
+    conv_norm_out: GroupNorm,
+    conv_out: Conv2d,
+}
+
+impl Encoder {
+    fn new(params: Params<'_>, config: &AutoencoderKlConfig) -> Result<Self> {
+        let channels = &config.block_out_channels;
+        let (first, last) = (channels[0], channels[channels.len() - 1]);
+        let conv3x3 = Conv2dConfig::same(3);
+        let down_blocks = (0..channels.len())
+            .map(|i| {
+                params.at(format_args!("down_blocks.{i}"), |p| {
+                    let (input, output) = (channels[i.saturating_sub(1)], channels[i]);
+                    let resnets = resnets(p, config, config.layers_per_block, input, output)?;
+                    let downsampler = (i + 1 < channels.len())
+                        .then(|| p.at("downsamplers.0", |p| Downsample::new(p, output, 0)))
+                        .transpose()?;
+                    Ok((resnets, downsampler))
+                })
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            conv_in: params.at("conv_in", |p| {
+                Conv2d::new(p, config.in_channels, first, conv3x3)
+            })?,
+            down_blocks,
+            mid_block: params.at("mid_block", |p| MidBlock::new(p, config, last))?,
+            conv_norm_out: params.at("conv_norm_out", |p| {
+                GroupNorm::new(p, last, config.norm_num_groups, EPS)
+            })?,
+            conv_out: params.at("conv_out", |p| {
+                Conv2d::new(p, last, 2 * config.latent_channels, conv3x3)
+            })?,
+        })
+    }
+
+    fn forward(&self, x: &Activation, function: ActivationFunction) -> Result<Activation> {
+        let mut x = self.conv_in.forward(x)?;
+        for (resnets, downsampler) in &self.down_blocks {
+            for resnet in resnets {
+                x = resnet.forward(&x, None)?;
+            }
+            if let Some(downsampler) = downsampler {
+                x = downsampler.forward(&x)?;
+            }
+        }
+        x = self.conv_norm_out.forward(&self.mid_block.forward(&x)?)?;
+        self.conv_out.forward(&function.apply(&x)?)
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Decoder {
+    conv_in: Conv2d,
+    mid_block: MidBlock,
+    up_blocks: Vec<(Vec<ResnetBlock>, Option<Upsample>)>,
+    conv_norm_out: GroupNorm,
+    conv_out: Conv2d,
+}
+
+impl Decoder {
+    fn new(params: Params<'_>, config: &AutoencoderKlConfig) -> Result<Self> {
+        let channels: Vec<usize> = config.block_out_channels.iter().rev().copied().collect();
+        let (lowest, highest) = (channels[0], channels[channels.len() - 1]);
+        let conv3x3 = Conv2dConfig::same(3);
+        let up_blocks = (0..channels.len())
+            .map(|i| {
+                params.at(format_args!("up_blocks.{i}"), |p| {
+                    let (input, output) = (channels[i.saturating_sub(1)], channels[i]);
+                    let resnets = resnets(p, config, config.layers_per_block + 1, input, output)?;
+                    let upsampler = (i + 1 < channels.len())
+                        .then(|| p.at("upsamplers.0", |p| Upsample::new(p, output)))
+                        .transpose()?;
+                    Ok((resnets, upsampler))
+                })
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            conv_in: params.at("conv_in", |p| {
+                Conv2d::new(p, config.latent_channels, lowest, conv3x3)
+            })?,
+            mid_block: params.at("mid_block", |p| MidBlock::new(p, config, lowest))?,
+            up_blocks,
+            conv_norm_out: params.at("conv_norm_out", |p| {
+                GroupNorm::new(p, highest, config.norm_num_groups, EPS)
+            })?,
+            conv_out: params.at("conv_out", |p| {
+                Conv2d::new(p, highest, config.out_channels, conv3x3)
+            })?,
+        })
+    }
+
+    fn forward(&self, x: &Activation, function: ActivationFunction) -> Result<Activation> {
+        let mut x = self.mid_block.forward(&self.conv_in.forward(x)?)?;
+        for (resnets, upsampler) in &self.up_blocks {
+            for resnet in resnets {
+                x = resnet.forward(&x, None)?;
+            }
+            if let Some(upsampler) = upsampler {
+                x = upsampler.forward(&x, None)?;
+            }
+        }
+        x = self.conv_norm_out.forward(&x)?;
+        self.conv_out.forward(&function.apply(&x)?)
+    }
+}
+
+/// The autoencoder of Stable Diffusion.
+///
+/// Source: Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", 2021,
+/// section 3.1; Kingma and Welling, "Auto-Encoding Variational Bayes", 2013.
+#[derive(Debug, Clone)]
+pub struct AutoencoderKl {
+    encoder: Encoder,
+    quant_conv: Option<Conv2d>,
+    post_quant_conv: Option<Conv2d>,
+    decoder: Decoder,
+    config: AutoencoderKlConfig,
+    dtype: DType,
+}
+
+impl AutoencoderKl {
+    /// Reads the tensors. Weights are held as `dtype`; arithmetic is
+    /// [`compute_dtype`](crate::device::compute_dtype).
+    ///
+    /// # Errors
+    /// [`Error::Weights`] if tensors and configuration do not fit; otherwise if reading fails.
+    pub fn new(
+        config: AutoencoderKlConfig,
+        source: &dyn TensorSource,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        if config.block_out_channels.is_empty() {
+            return Err(Error::argument(
+                "block_out_channels",
+                "at least one level",
+                "none",
+            ));
+        }
+        Params::build(source, dtype, device, &[], |params| {
+            let conv = |name: &str, present: bool, channels: usize| {
+                present
+                    .then(|| {
+                        params.at(name, |p| {
+                            Conv2d::new(p, channels, channels, Conv2dConfig::same(1))
+                        })
+                    })
+                    .transpose()
+            };
+            let latent = config.latent_channels;
+            Ok(Self {
+                encoder: params.at("encoder", |p| Encoder::new(p, &config))?,
+                quant_conv: conv("quant_conv", config.use_quant_conv, 2 * latent)?,
+                post_quant_conv: conv("post_quant_conv", config.use_post_quant_conv, latent)?,
+                decoder: params.at("decoder", |p| Decoder::new(p, &config))?,
+                dtype: compute_dtype(device, dtype),
+                config,
+            })
+        })
+    }
+
+    /// The configuration that the model was built from.
+    pub fn config(&self) -> &AutoencoderKlConfig {
+        &self.config
+    }
+
+    /// The distribution of a picture's latents, not yet scaled.
+    ///
+    /// # Shapes
+    /// `images`: `(batch, in_channels, height, width)` in `[-1, 1]`.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] if the shape does not fit.
+    pub fn encode(&self, images: &Tensor) -> Result<Posterior> {
+        let x = Activation::from_nchw(&images.to_dtype(self.dtype)?)?;
+        let mut moments = self.encoder.forward(&x, self.config.act_fn)?;
+        if let Some(conv) = &self.quant_conv {
+            moments = conv.forward(&moments)?;
+        }
+        let halves = moments.to_nchw()?.to_dtype(DType::F32)?.chunk(2, 1)?;
+        let logvar = halves[1].clamp(-30.0, 20.0)?;
+        Ok(Posterior {
+            mean: halves[0].contiguous()?,
+            logvar: Some(logvar),
+        })
+    }
+
+    /// Pictures from unscaled latents.
+    ///
+    /// # Shapes
+    /// `latents`: `(batch, latent_channels, h, w)`; returns `(batch, out_channels, height, width)`, f32.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] if the shape does not fit.
+    pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
+        let mut x = Activation::from_nchw(&latents.to_dtype(self.dtype)?)?;
+        if let Some(conv) = &self.post_quant_conv {
+            x = conv.forward(&x)?;
+        }
+        Ok(self
+            .decoder
+            .forward(&x, self.config.act_fn)?
+            .to_nchw()?
+            .to_dtype(DType::F32)?)
+    }
+}

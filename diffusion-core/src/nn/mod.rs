@@ -1,0 +1,30 @@
+//! Layers on channels-last activations, one file a concept.
+//!
+//! A model is written once against [`Activation`]; what runs underneath is the layers' business.
+//! Every layer here either has a right gradient for its input and its weights or reports an error;
+//! none cuts the graph silently.
+
+mod activation;
+mod attention;
+mod conv;
+mod function;
+mod linear;
+mod norm;
+mod params;
+mod resample;
+mod resnet;
+mod timestep;
+mod transformer;
+
+pub use activation::Activation;
+pub use attention::{Mask, attention};
+pub use conv::{Conv2d, Conv2dConfig, Padding};
+pub use function::ActivationFunction;
+pub use linear::Linear;
+pub use norm::{GroupNorm, LayerNorm};
+pub(crate) use params::missing as missing_tensor;
+pub use params::{Params, TensorSource};
+pub use resample::{Downsample, Upsample, upsample_nearest};
+pub use resnet::{ResnetBlock, ResnetConfig, TimeScaleShift};
+pub use timestep::{TimestepEmbedding, guidance_embedding, sinusoidal_embedding};
+pub use transformer::{Attention, AttentionConfig, Transformer2d, TransformerConfig};

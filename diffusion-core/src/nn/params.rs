@@ -1,0 +1,192 @@
+//! Where layers get their weights from.
+
+use std::cell::RefCell;
+use std::collections::{BTreeSet, HashMap};
+
+use candle_core::{DType, Device, Tensor};
+
+use crate::error::{Error, Result, ShapeMismatch, WeightsError};
+
+/// A named set of tensors: a file, several files, or a map in memory.
+pub trait TensorSource {
+    /// What errors call this source: a file name or the like.
+    fn name(&self) -> String;
+
+    /// The names of all tensors.
+    fn tensor_names(&self) -> Vec<String>;
+
+    /// The shape of a tensor, or `None` if there is none of that name.
+    fn shape(&self, name: &str) -> Option<Vec<usize>>;
+
+    /// Reads a tensor, converted to `dtype` and placed on `device`.
+    ///
+    /// # Errors
+    /// [`Error::Weights`](crate::Error::Weights) if there is no such tensor, or the reader's own.
+    fn load(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor>;
+}
+
+/// Tensors in memory. Variables stay variables, so that a model built from them can be trained.
+impl TensorSource for HashMap<String, Tensor> {
+    fn name(&self) -> String {
+        "tensors in memory".into()
+    }
+
+    fn tensor_names(&self) -> Vec<String> {
+        self.keys().cloned().collect()
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.get(name).map(|tensor| tensor.dims().to_vec())
+    }
+
+    fn load(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
+        let tensor = self
+            .get(name)
+            .ok_or_else(|| missing(TensorSource::name(self), name))?;
+        Ok(tensor.to_dtype(dtype)?.to_device(device)?)
+    }
+}
+
+pub(crate) fn missing(source_name: String, name: &str) -> Error {
+    let missing = vec![name.to_owned()];
+    Error::Weights(Box::new(WeightsError {
+        source_name,
+        missing,
+        ..Default::default()
+    }))
+}
+
+/// What a model's construction asked for so far.
+#[derive(Default)]
+struct Record {
+    used: BTreeSet<String>,
+    report: WeightsError,
+}
+
+struct Root<'a> {
+    source: &'a dyn TensorSource,
+    dtype: DType,
+    device: &'a Device,
+    record: RefCell<Record>,
+}
+
+/// A place in a tree of weights, handed down while a model is built.
+///
+/// A tensor that is missing or misshapen does not stop the construction: it is noted, zeros stand in,
+/// and [`build`](Params::build) reports all of them at once.
+#[derive(Clone, Copy)]
+pub struct Params<'a> {
+    root: &'a Root<'a>,
+    path: &'a str,
+}
+
+impl Params<'_> {
+    /// Builds a model from all of `source`'s tensors.
+    ///
+    /// `ignored` names tensors, by their last part or a leading part that ends in a dot, which real
+    /// checkpoints carry and no model reads.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] with every missing, misshapen and unexpected tensor, or what `model` returns.
+    pub fn build<M>(
+        source: &dyn TensorSource,
+        dtype: DType,
+        device: &Device,
+        ignored: &[&str],
+        model: impl FnOnce(Params<'_>) -> Result<M>,
+    ) -> Result<M> {
+        let root = Root {
+            source,
+            dtype,
+            device,
+            record: RefCell::default(),
+        };
+        let built = model(Params {
+            root: &root,
+            path: "",
+        })?;
+        let Record { used, mut report } = root.record.into_inner();
+        let is_ignored = |name: &str| {
+            ignored.iter().any(|part| {
+                name == *part
+                    || name.ends_with(&format!(".{part}"))
+                    || (part.ends_with('.') && name.starts_with(part))
+            })
+        };
+        report.unexpected = source
+            .tensor_names()
+            .into_iter()
+            .filter(|name| !used.contains(name) && !is_ignored(name))
+            .collect();
+        report.unexpected.sort();
+        if report.is_empty() {
+            return Ok(built);
+        }
+        report.source_name = source.name();
+        Err(Error::Weights(Box::new(report)))
+    }
+
+    /// Calls `build` with the place `name` below this one.
+    pub fn at<T>(&self, name: impl std::fmt::Display, build: impl FnOnce(Params<'_>) -> T) -> T {
+        let path = self.full_name(&name.to_string());
+        build(Params {
+            root: self.root,
+            path: &path,
+        })
+    }
+
+    /// The tensor `name` of this place.
+    ///
+    /// # Errors
+    /// Only if reading fails; a missing or misshapen tensor is reported by [`build`](Params::build).
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let full = self.full_name(name);
+        let root = self.root;
+        let found = root.source.shape(&full);
+        let mut record = root.record.borrow_mut();
+        record.used.insert(full.clone());
+        match found {
+            Some(found) if found == shape => root.source.load(&full, root.dtype, root.device),
+            Some(found) => {
+                let expected = shape.to_vec();
+                record.report.misshapen.push(ShapeMismatch {
+                    name: full,
+                    expected,
+                    found,
+                });
+                self.stand_in(shape)
+            }
+            None => {
+                record.report.missing.push(full);
+                self.stand_in(shape)
+            }
+        }
+    }
+
+    /// A tensor without memory behind it; `build` fails before anybody reads it.
+    fn stand_in(&self, shape: &[usize]) -> Result<Tensor> {
+        Ok(Tensor::zeros((), self.root.dtype, self.root.device)?.broadcast_as(shape)?)
+    }
+
+    /// Whether this place has a tensor `name`.
+    pub fn contains(&self, name: &str) -> bool {
+        self.root.source.shape(&self.full_name(name)).is_some()
+    }
+
+    /// The device that the weights go to.
+    pub fn device(&self) -> &Device {
+        self.root.device
+    }
+
+    /// The number format that the weights are held in.
+    pub fn dtype(&self) -> DType {
+        self.root.dtype
+    }
+
+    fn full_name(&self, name: &str) -> String {
+        match self.path {
+            "" => name.to_owned(),
+            path => format!("{path}.{name}"),
+        }
+    }
+}

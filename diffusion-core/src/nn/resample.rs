@@ -1,0 +1,102 @@
+//! Changing a picture's size inside a model.
+
+use candle_core::Tensor;
+
+use super::{Activation, Conv2d, Conv2dConfig, Padding, Params};
+use crate::error::Result;
+
+/// Repeats pixels to reach `(height, width)`: output pixel `i` is input pixel
+/// `floor(i * input / output)`.
+///
+/// # Shapes
+/// `x`: `(batch, h, w, channels)`; returns `(batch, height, width, channels)`.
+///
+/// # Errors
+/// [`Error::Tensor`](crate::Error::Tensor) if the shapes do not fit.
+pub fn upsample_nearest(x: &Activation, height: usize, width: usize) -> Result<Activation> {
+    let (batch, h, w, channels) = x.tensor().dims4()?;
+    if (height, width) == (2 * h, 2 * w) {
+        // Broadcasting has a right gradient, where candle's own nearest upsampling overwrites it.
+        let pixels = x.tensor().reshape((batch, h, 1, w, channels))?;
+        let rows = pixels.broadcast_as((batch, h, 2, w, channels))?;
+        let columns = rows.reshape((batch, height, w, 1, channels))?;
+        let both = columns.broadcast_as((batch, height, w, 2, channels))?;
+        return Ok(Activation::new(
+            both.reshape((batch, height, width, channels))?,
+        ));
+    }
+    let indices = |from: usize, to: usize| {
+        let indices: Vec<u32> = (0..to).map(|i| (i * from / to.max(1)) as u32).collect();
+        Tensor::from_vec(indices, to, x.tensor().device())
+    };
+    let rows = x.tensor().index_select(&indices(h, height)?, 1)?;
+    Ok(Activation::new(rows.index_select(&indices(w, width)?, 2)?))
+}
+
+/// Nearest upsampling, then a 3x3 convolution.
+#[derive(Debug, Clone)]
+pub struct Upsample {
+    conv: Conv2d,
+}
+
+impl Upsample {
+    /// Reads `conv`.
+    ///
+    /// # Errors
+    /// If reading fails.
+    pub fn new(params: Params<'_>, channels: usize) -> Result<Self> {
+        let conv = params.at("conv", |p| {
+            Conv2d::new(p, channels, channels, Conv2dConfig::same(3))
+        })?;
+        Ok(Self { conv })
+    }
+
+    /// To `size` (`(height, width)`) or to twice the input's size.
+    ///
+    /// # Shapes
+    /// `x`: `(batch, h, w, channels)`; returns `(batch, height, width, channels)`.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`](crate::Error::Tensor) if the shapes do not fit.
+    pub fn forward(&self, x: &Activation, size: Option<(usize, usize)>) -> Result<Activation> {
+        let (h, w) = x.size()?;
+        let (height, width) = size.unwrap_or((2 * h, 2 * w));
+        self.conv.forward(&upsample_nearest(x, height, width)?)
+    }
+}
+
+/// A 3x3 convolution of stride 2.
+#[derive(Debug, Clone)]
+pub struct Downsample {
+    conv: Conv2d,
+}
+
+impl Downsample {
+    /// Reads `conv`. A `padding` of 0 means one row below and one column on the right, as
+    /// Stable Diffusion's autoencoder has it.
+    ///
+    /// # Errors
+    /// If reading fails.
+    pub fn new(params: Params<'_>, channels: usize, padding: usize) -> Result<Self> {
+        let padding = match padding {
+            0 => Padding {
+                bottom: 1,
+                right: 1,
+                ..Padding::default()
+            },
+            width => Padding::same(width),
+        };
+        let config = Conv2dConfig::same(3).with_stride(2).with_padding(padding);
+        let conv = params.at("conv", |p| Conv2d::new(p, channels, channels, config))?;
+        Ok(Self { conv })
+    }
+
+    /// # Shapes
+    /// `x`: `(batch, h, w, channels)`; returns about half of each side.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`](crate::Error::Tensor) if the shapes do not fit.
+    pub fn forward(&self, x: &Activation) -> Result<Activation> {
+        self.conv.forward(x)
+    }
+}

@@ -1,0 +1,184 @@
+//! From a request to pictures: builder, request, and the public stages of a run.
+
+mod builder;
+mod memory;
+mod request;
+mod run;
+
+use std::fmt;
+use std::ops::{ControlFlow, Range};
+use std::sync::Arc;
+use std::time::Duration;
+
+use candle_core::{Device, Tensor};
+use image::RgbImage;
+use serde_json::Value;
+
+pub use builder::PipelineBuilder;
+pub use request::GenerateRequest;
+pub use run::Sampled;
+
+pub use crate::denoise::Conditioning;
+use crate::denoise::NoiseSchedule;
+use crate::model::{TextEncoder, Tokenizer, UNet, Vae};
+use crate::scheduler::Scheduler;
+
+/// The parts of a latent diffusion model, joined. It is immutable and `Send + Sync`: threads share one and
+/// call [`generate`](Self::generate) at the same time.
+#[derive(Debug)]
+pub struct Pipeline {
+    tokenizer: Option<Tokenizer>,
+    text_encoder: Option<TextEncoder>,
+    unet: UNet,
+    vae: Vae,
+    noise: NoiseSchedule,
+    scheduler: Arc<dyn Scheduler>,
+    scheduler_config: Value,
+    device: Device,
+}
+
+impl Pipeline {
+    /// Starts a pipeline.
+    pub fn builder() -> PipelineBuilder {
+        PipelineBuilder::default()
+    }
+
+    /// The text encoder, if the model has one.
+    pub fn text_encoder(&self) -> Option<&TextEncoder> {
+        self.text_encoder.as_ref()
+    }
+
+    /// The tokenizer, if the model has one.
+    pub fn tokenizer(&self) -> Option<&Tokenizer> {
+        self.tokenizer.as_ref()
+    }
+
+    /// The UNet.
+    pub fn unet(&self) -> &UNet {
+        &self.unet
+    }
+
+    /// The autoencoder.
+    pub fn vae(&self) -> &Vae {
+        &self.vae
+    }
+
+    /// The noise levels of the model's timesteps.
+    pub fn noise_schedule(&self) -> &NoiseSchedule {
+        &self.noise
+    }
+
+    /// The scheduler of requests that name none.
+    pub fn scheduler(&self) -> &dyn Scheduler {
+        &*self.scheduler
+    }
+
+    /// Where the model is.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// `(width, height)` of pictures of requests that name no size: the size that the model was trained on.
+    pub fn default_size(&self) -> (usize, usize) {
+        use crate::model::config::PerLevel;
+        let (height, width) = match &self.unet.config().sample_size {
+            Some(PerLevel::Same(side)) => (*side, *side),
+            Some(PerLevel::Each(sides)) if sides.len() == 2 => (sides[0], sides[1]),
+            _ => (64, 64),
+        };
+        (width * self.vae.downscale(), height * self.vae.downscale())
+    }
+}
+
+/// The result of a run.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Generated {
+    /// The pictures, one for each of `seeds`.
+    pub images: Vec<RgbImage>,
+    /// The seed of each picture: a request with it and one picture gives the same again.
+    pub seeds: Vec<u64>,
+    /// What the caller should know and may show.
+    pub warnings: Vec<Warning>,
+    /// Where the time went.
+    pub timings: Timings,
+}
+
+/// Something that did not stop a run and that its caller should know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Warning {
+    /// A prompt had more tokens than the model takes; its end was left out.
+    PromptTruncated {
+        /// Whether it was the negative prompt.
+        negative: bool,
+        /// Tokens that the model takes, start and end token not counted.
+        limit: usize,
+        /// What was left out.
+        dropped: String,
+    },
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PromptTruncated {
+                negative,
+                limit,
+                dropped,
+            } => {
+                let which = if *negative {
+                    "negative prompt"
+                } else {
+                    "prompt"
+                };
+                write!(
+                    f,
+                    "the {which} is longer than {limit} tokens; left out: {dropped:?}"
+                )
+            }
+        }
+    }
+}
+
+/// Where the time of a run went.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Timings {
+    /// Tokenizer and text encoder.
+    pub encode: Duration,
+    /// All steps of all pictures.
+    pub sample: Duration,
+    /// Autoencoder and conversion to RGB.
+    pub decode: Duration,
+}
+
+/// What the caller sees after each step.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Progress<'a> {
+    /// Steps of this batch that are done, from 1.
+    pub step: usize,
+    /// Steps of each batch.
+    pub num_steps: usize,
+    /// Which of the request's pictures are in this batch.
+    pub images: Range<usize>,
+    /// Pictures of the whole request.
+    pub num_images: usize,
+    /// The noise level that the latents have now.
+    pub sigma: f64,
+    /// `(batch, channels, height / 8, width / 8)`: the latents, clean plus `sigma` times unit noise.
+    pub latents: &'a Tensor,
+    /// The current estimate of the clean latents, of the same shape. [`Pipeline::decode`] makes a preview.
+    pub denoised: &'a Tensor,
+}
+
+impl Progress<'_> {
+    /// The share of the whole request's steps that is done, from 0 to 1.
+    pub fn fraction(&self) -> f64 {
+        let done = self.images.start * self.num_steps + self.images.len() * self.step;
+        done as f64 / (self.num_images * self.num_steps) as f64
+    }
+}
+
+/// What [`Pipeline::generate_with`] calls after each step; [`ControlFlow::Break`] cancels the run.
+pub type ProgressFn<'a> = dyn FnMut(&Progress<'_>) -> ControlFlow<()> + 'a;

@@ -1,0 +1,210 @@
+//! The one sampling loop.
+
+use std::ops::ControlFlow;
+
+use candle_core::Tensor;
+
+use super::Scheduler;
+use crate::denoise::{Denoiser, Estimate, NoiseSchedule};
+use crate::error::{Error, Result};
+use crate::rng::NoiseSource;
+
+/// What a solver works with during one step.
+pub struct Step<'a> {
+    index: usize,
+    sigmas: &'a [f64],
+    eta: Option<f64>,
+    scheduler: &'a dyn Scheduler,
+    schedule: &'a NoiseSchedule,
+    denoiser: &'a mut dyn Denoiser,
+    noise: &'a mut dyn NoiseSource,
+    estimate: Option<Estimate>,
+}
+
+impl Step<'_> {
+    /// The number of this step, from 0.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// The number of steps of the run.
+    pub fn num_steps(&self) -> usize {
+        self.sigmas.len() - 1
+    }
+
+    /// The noise levels of the whole run, falling.
+    pub fn sigmas(&self) -> &[f64] {
+        self.sigmas
+    }
+
+    /// The noise level that the latents have.
+    pub fn sigma(&self) -> f64 {
+        self.sigmas[self.index]
+    }
+
+    /// The noise level that the latents shall have.
+    pub fn sigma_next(&self) -> f64 {
+        self.sigmas[self.index + 1]
+    }
+
+    /// The noise levels of the model's timesteps.
+    pub fn schedule(&self) -> &NoiseSchedule {
+        self.schedule
+    }
+
+    /// The share of fresh noise that the request asks for, from 0 (none) to 1, if it does.
+    pub fn eta(&self) -> Option<f64> {
+        self.eta
+    }
+
+    /// One evaluation of the model, at any noise level: an estimate of the clean latents.
+    ///
+    /// # Errors
+    /// What the model returns.
+    pub fn denoise(&mut self, latents: &Tensor, sigma: f64) -> Result<Tensor> {
+        let timestep = self.scheduler.timestep(self.schedule, sigma);
+        let estimate = self.denoiser.denoise(latents, sigma, timestep)?;
+        Ok(self.estimate.insert(estimate).denoised.clone())
+    }
+
+    /// The last estimate under the negative prompt alone, where guidance is on.
+    pub fn unconditional(&self) -> Option<&Tensor> {
+        self.estimate.as_ref()?.unconditional.as_ref()
+    }
+
+    /// Fresh noise of unit variance for the way between two noise levels, seeded for each image.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] if the device cannot hold it.
+    pub fn noise(&mut self, from: f64, to: f64) -> Result<Tensor> {
+        self.noise.noise(from, to)
+    }
+
+    /// The weighted sum of tensors, in f32. Terms of weight 0 do not count, whatever their values.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for no terms, [`Error::Tensor`] if the shapes differ.
+    pub fn combine(&self, terms: &[(f64, &Tensor)]) -> Result<Tensor> {
+        let mut sum: Option<Tensor> = None;
+        for (weight, tensor) in terms.iter().filter(|(weight, _)| *weight != 0.0) {
+            let term = (*tensor * *weight)?;
+            sum = Some(match sum {
+                Some(sum) => (sum + term)?,
+                None => term,
+            });
+        }
+        match (sum, terms.first()) {
+            (Some(sum), _) => Ok(sum),
+            (None, Some((_, tensor))) => Ok(tensor.zeros_like()?),
+            (None, None) => Err(Error::argument("combine", "at least one term", "none")),
+        }
+    }
+}
+
+/// What an observer sees after each step.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct StepReport<'a> {
+    /// The number of the step that is done, from 0.
+    pub index: usize,
+    /// The number of steps of the run.
+    pub num_steps: usize,
+    /// The noise level that the latents have now.
+    pub sigma: f64,
+    /// `(batch, channels, height, width)`: the latents, clean plus `sigma` times unit noise.
+    pub latents: &'a Tensor,
+    /// The last estimate of the clean latents, of the same shape; the latents themselves if the solver made
+    /// none.
+    pub denoised: &'a Tensor,
+}
+
+/// One run: a scheduler, the model's noise schedule, and a number of steps.
+#[derive(Debug, Clone, Copy)]
+pub struct Sampler<'a> {
+    /// Plans and solves.
+    pub scheduler: &'a dyn Scheduler,
+    /// The noise levels of the model's timesteps.
+    pub schedule: &'a NoiseSchedule,
+    /// Number of steps, at least 1.
+    pub num_steps: usize,
+    /// The share of fresh noise, from 0 to 1, for schedulers that have one; `None` for their own.
+    pub eta: Option<f64>,
+}
+
+impl Sampler<'_> {
+    /// The noise levels of the run.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for no steps, or if the scheduler's plan is empty, starts at no noise,
+    /// rises or is not finite.
+    pub fn sigmas(&self) -> Result<Vec<f64>> {
+        if self.num_steps == 0 {
+            return Err(Error::argument("num_steps", "at least 1", 0));
+        }
+        let sigmas = self.scheduler.sigmas(self.schedule, self.num_steps)?;
+        let rises = sigmas.windows(2).any(|pair| pair[0] < pair[1]);
+        let in_range = sigmas
+            .iter()
+            .all(|sigma| sigma.is_finite() && *sigma >= 0.0);
+        let starts = sigmas.first().is_some_and(|&sigma| sigma > 0.0);
+        if sigmas.len() < 2 || !starts || rises || !in_range {
+            let expected = "at least two noise levels that never rise, from the scheduler";
+            let found = format!(
+                "{} steps of {:?}: {sigmas:?}",
+                self.num_steps, self.scheduler
+            );
+            return Err(Error::argument("sigmas", expected, found));
+        }
+        Ok(sigmas)
+    }
+
+    /// Walks unit noise to clean latents. After each step `observe` sees where it is and may stop it.
+    ///
+    /// # Shapes
+    /// `noise`: `(batch, channels, height, width)`, f32, unit variance; returns the same shape.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] if `observe` breaks; what the scheduler, the solver or the denoiser returns.
+    pub fn run(
+        &self,
+        denoiser: &mut dyn Denoiser,
+        noise: &Tensor,
+        fresh_noise: &mut dyn NoiseSource,
+        observe: &mut dyn FnMut(&StepReport<'_>) -> ControlFlow<()>,
+    ) -> Result<Tensor> {
+        let sigmas = self.sigmas()?;
+        let num_steps = sigmas.len() - 1;
+        let mut solver = self.scheduler.solver();
+        let mut latents = (noise * self.scheduler.init_noise_sigma(sigmas[0]))?;
+        for index in 0..num_steps {
+            let mut step = Step {
+                index,
+                sigmas: &sigmas,
+                eta: self.eta,
+                scheduler: self.scheduler,
+                schedule: self.schedule,
+                denoiser,
+                noise: fresh_noise,
+                estimate: None,
+            };
+            latents = solver.step(&mut step, &latents)?;
+            let estimate = step.estimate;
+            let report = StepReport {
+                index,
+                num_steps,
+                sigma: sigmas[index + 1],
+                latents: &latents,
+                denoised: estimate
+                    .as_ref()
+                    .map_or(&latents, |estimate| &estimate.denoised),
+            };
+            if observe(&report).is_break() {
+                return Err(Error::Cancelled {
+                    step: index + 1,
+                    num_steps,
+                });
+            }
+        }
+        Ok((latents * self.scheduler.final_scale(sigmas[num_steps]))?)
+    }
+}

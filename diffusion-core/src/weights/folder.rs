@@ -1,0 +1,257 @@
+//! The diffusers folder layout.
+
+use std::path::{Component as PathPart, Path, PathBuf};
+
+use serde_json::Value;
+
+use super::SafeTensorsSource;
+use crate::error::{Error, Result};
+use crate::model::config::read_json;
+
+/// A model folder as diffusers writes it: `model_index.json` and a folder for each component.
+#[derive(Debug, Clone)]
+pub struct DiffusersFolder {
+    path: PathBuf,
+    index: Value,
+    variant: Option<String>,
+}
+
+/// One component of a [`DiffusersFolder`].
+#[derive(Debug, Clone)]
+pub struct Component {
+    /// The component's folder.
+    pub path: PathBuf,
+    /// Where its configuration is.
+    pub config_path: PathBuf,
+    /// Its `config.json`.
+    pub config: Value,
+    variant: Option<String>,
+}
+
+impl DiffusersFolder {
+    /// Opens a folder. `variant` prefers weights such as `model.fp16.safetensors` for `fp16`; components
+    /// that have none of the kind are read as they are.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if there is no such path, [`Error::Format`] if it is not a model folder or has
+    /// no weights of the variant at all.
+    pub fn open(path: impl AsRef<Path>, variant: Option<&str>) -> Result<Self> {
+        let path = path.as_ref().to_owned();
+        if !path.exists() {
+            let hint = "give the folder of a model in the diffusers layout".into();
+            return Err(Error::NotFound { path, hint });
+        }
+        let index_path = path.join("model_index.json");
+        if !index_path.is_file() {
+            let reason = "not a model folder: expected a folder with model_index.json, as diffusers' \
+                          save_pretrained writes it";
+            return Err(Error::format(&path, reason));
+        }
+        let index = read_json(&index_path)?;
+        if !index.is_object() {
+            return Err(Error::format(
+                &index_path,
+                "expected an object with a key a component",
+            ));
+        }
+        let folder = Self {
+            path,
+            index,
+            variant: variant.map(str::to_owned),
+        };
+        folder.check_variant()?;
+        Ok(folder)
+    }
+
+    fn check_variant(&self) -> Result<()> {
+        let Some(variant) = &self.variant else {
+            return Ok(());
+        };
+        let infix = format!(".{variant}");
+        let folders = self.component_names().map(|name| self.path.join(name));
+        if folders
+            .flat_map(|folder| file_names(&folder))
+            .any(|name| name.contains(&infix))
+        {
+            return Ok(());
+        }
+        let reason = format!("no component has weights of the variant {variant:?}; leave it out");
+        Err(Error::format(&self.path, reason))
+    }
+
+    fn component_names(&self) -> impl Iterator<Item = &str> {
+        self.index
+            .as_object()
+            .into_iter()
+            .flatten()
+            .filter_map(|(name, value)| {
+                // `[null, null]` stands for an optional component that is not there.
+                (value.is_array() && !value[1].is_null()).then_some(name.as_str())
+            })
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The class of the whole pipeline, such as `StableDiffusionPipeline`.
+    pub fn class_name(&self) -> Option<&str> {
+        self.index["_class_name"].as_str()
+    }
+
+    /// The folder of a component, or `None` if the model has none of that name.
+    pub fn component_path(&self, name: &str) -> Option<PathBuf> {
+        let is_listed = self.component_names().any(|listed| listed == name);
+        Some(self.path.join(name)).filter(|path| is_listed && path.is_dir())
+    }
+
+    /// A component with its `config.json`, or `None` if the model has none of that name.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::Format`] if its configuration cannot be read.
+    pub fn component(&self, name: &str) -> Result<Option<Component>> {
+        let Some(path) = self.component_path(name) else {
+            return Ok(None);
+        };
+        let config_path = path.join("config.json");
+        let config = read_json(&config_path)?;
+        Ok(Some(Component {
+            path,
+            config_path,
+            config,
+            variant: self.variant.clone(),
+        }))
+    }
+
+    /// A component that the model cannot do without.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if it is missing; otherwise as [`component`](Self::component).
+    pub fn required(&self, name: &str) -> Result<Component> {
+        self.component(name)?.ok_or_else(|| Error::NotFound {
+            path: self.path.join(name),
+            hint: format!("model_index.json must list {name} and the folder must hold it"),
+        })
+    }
+
+    /// `scheduler/scheduler_config.json`.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if it is missing, [`Error::Format`] if it does not parse.
+    pub fn scheduler_config(&self) -> Result<Value> {
+        let path = self.path.join("scheduler").join("scheduler_config.json");
+        if !path.is_file() {
+            let hint = "it says what the model predicts and how noisy each timestep is".into();
+            return Err(Error::NotFound { path, hint });
+        }
+        read_json(&path)
+    }
+}
+
+impl Component {
+    /// Maps the component's weights: one safetensors file, or the shards that an index lists.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if there is none, [`Error::Unsupported`] if there are only pickles,
+    /// [`Error::Format`] if a file is damaged.
+    pub fn open_weights(&self) -> Result<SafeTensorsSource> {
+        SafeTensorsSource::open(&self.weight_files()?)
+    }
+
+    fn weight_files(&self) -> Result<Vec<PathBuf>> {
+        let names = file_names(&self.path);
+        if let Some(variant) = &self.variant
+            && let Some(files) = self.files_of(&names, &format!(".{variant}"))?
+        {
+            return Ok(files);
+        }
+        if let Some(files) = self.files_of(&names, "")? {
+            return Ok(files);
+        }
+        // A folder with nothing but a variant is meant to be read.
+        let only_variant = names.iter().find_map(|name| {
+            let rest = STEMS
+                .iter()
+                .find_map(|stem| name.strip_prefix(stem)?.strip_prefix('.'))?;
+            rest.strip_suffix(".safetensors")
+        });
+        if let Some(variant) = only_variant
+            && let Some(files) = self.files_of(&names, &format!(".{variant}"))?
+        {
+            return Ok(files);
+        }
+        if names.iter().any(|name| name.ends_with(".bin")) {
+            return Err(Error::unsupported(
+                format!("{}: weights in .bin files alone", self.path.display()),
+                "convert them to safetensors",
+            ));
+        }
+        let hint = format!(
+            "expected {}.safetensors or its index",
+            STEMS.join(".safetensors, ")
+        );
+        Err(Error::NotFound {
+            path: self.path.clone(),
+            hint,
+        })
+    }
+
+    /// The files of one variant (an infix with its dot, or nothing), if they are there.
+    fn files_of(&self, names: &[String], infix: &str) -> Result<Option<Vec<PathBuf>>> {
+        let has = |name: &String| names.contains(name);
+        for stem in STEMS {
+            let single = format!("{stem}{infix}.safetensors");
+            if has(&single) {
+                return Ok(Some(vec![self.path.join(single)]));
+            }
+            // Both spellings are in use.
+            let indices = [
+                format!("{stem}.safetensors.index{infix}.json"),
+                format!("{stem}{infix}.safetensors.index.json"),
+            ];
+            if let Some(index) = indices.into_iter().find(has) {
+                return self.shards(&self.path.join(index)).map(Some);
+            }
+        }
+        Ok(None)
+    }
+
+    fn shards(&self, index_path: &Path) -> Result<Vec<PathBuf>> {
+        let index = read_json(index_path)?;
+        let Some(map) = index["weight_map"].as_object() else {
+            return Err(Error::format(index_path, "expected an object weight_map"));
+        };
+        let mut files: Vec<&str> = map.values().filter_map(Value::as_str).collect();
+        files.sort_unstable();
+        files.dedup();
+        if files.is_empty() {
+            return Err(Error::format(index_path, "weight_map names no file"));
+        }
+        files
+            .into_iter()
+            .map(|file| {
+                let mut parts = Path::new(file).components();
+                match (parts.next(), parts.next()) {
+                    (Some(PathPart::Normal(_)), None) => Ok(self.path.join(file)),
+                    _ => Err(Error::format(
+                        index_path,
+                        format!("{file:?} is not a plain file name"),
+                    )),
+                }
+            })
+            .collect()
+    }
+}
+
+/// What weight files are called, without variant and ending.
+const STEMS: [&str; 2] = ["diffusion_pytorch_model", "model"];
+
+fn file_names(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect();
+    names.sort();
+    names
+}

@@ -1,0 +1,30 @@
+//! The native half of the Python package `diffusion_py`: plain bytes, shapes and numbers in and out.
+//! What users call is in `python/diffusion_py`.
+
+mod arrays;
+mod device;
+mod error;
+mod pipeline;
+mod progress;
+
+use pyo3::prelude::*;
+
+#[pymodule]
+mod _native {
+    use super::*;
+
+    #[pymodule_export]
+    use super::pipeline::NativePipeline;
+    #[pymodule_export]
+    use super::progress::Progress;
+
+    #[pymodule_export]
+    #[allow(non_upper_case_globals, reason = "Python's name for it")]
+    const __version__: &str = env!("CARGO_PKG_VERSION");
+
+    /// The short names of the schedulers; see `diffusion_py.schedulers`.
+    #[pyfunction]
+    fn schedulers() -> Vec<&'static str> {
+        diffusion_core::scheduler::names().collect()
+    }
+}

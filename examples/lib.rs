@@ -1,0 +1,18 @@
+//! What the examples share: peak memory and the bundled model's place.
+
+use std::path::PathBuf;
+
+/// The small model that the examples run on by default.
+pub fn emoji_model() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models/emoji")
+}
+
+/// Peak resident memory of this process in bytes, where the system tells it (Linux).
+pub fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
+    Some(kib * 1024)
+}

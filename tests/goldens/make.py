@@ -1,0 +1,71 @@
+"""Rebuilds the golden fixtures in this folder from the reference Python libraries."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+# The modules beside this one are imported from the source tree, which should stay clean.
+sys.dont_write_bytecode = True
+
+# Everything is read from local folders; a lookup over the network is a mistake.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import torch
+import diffusers
+import transformers
+
+import networks
+import runs
+import schedulers
+import text
+import tiny_models
+
+HERE = Path(__file__).resolve().parent
+
+
+def main():
+    parts = {
+        "tokenizers": text.tokenizers,
+        "schedulers": schedulers.make,
+        "models": tiny_models.make,
+        "clip": text.clip,
+        "unet": networks.unets,
+        "blocks": networks.blocks,
+        "variants": networks.variants,
+        "vae": networks.vaes,
+        "runs": runs.make,
+    }
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--emoji",
+        type=Path,
+        default=HERE / "../../examples/models/emoji",
+        help="folder of the emoji model",
+    )
+    parser.add_argument(
+        "--bpe",
+        type=Path,
+        help="bpe_simple_vocab_16e6.txt.gz; only needed to rebuild clip-tokenizer",
+    )
+    parser.add_argument("--only", nargs="*", choices=parts, default=list(parts))
+    args = parser.parse_args()
+
+    # More threads split reductions differently and change the last bits.
+    torch.set_num_threads(1)
+    diffusers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+
+    if args.bpe:
+        text.rebuild_clip_tokenizer(HERE, args.bpe)
+    with torch.inference_mode():
+        for name, make in parts.items():
+            if name in args.only:
+                print(name, flush=True)
+                make(HERE, args.emoji)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,223 @@
+"""Tiny random models in the folder layout of the real ones, each in another dialect of it."""
+
+import shutil
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    UNet2DConditionModel,
+)
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from common import build, save_json
+from schedulers import BASE
+from text import SPECIAL_TOKENS, write_tokenizer_config
+
+
+def make(out, emoji):
+    for name, write in {"sd15": sd15, "sd21": sd21, "sdxl": sdxl}.items():
+        folder = out / "models" / name
+        shutil.rmtree(folder, ignore_errors=True)
+        write(folder, emoji)
+
+
+def sd15(folder, emoji):
+    DDIMScheduler(**BASE, set_alpha_to_one=False, clip_sample=False).save_pretrained(
+        folder / "scheduler"
+    )
+    write_tokenizer(folder / "tokenizer", emoji, SPECIAL_TOKENS)
+
+    # Old checkpoints carry these wrong ids; pooling then looks for the largest id.
+    text = text_encoder("quick_gelu", layers=3, bos=0, eos=2, pad=1)
+    write_model(text, folder / "text_encoder")
+    rename(
+        folder / "text_encoder/model.safetensors",
+        lambda name: name if name.startswith("text_model.") else f"text_model.{name}",
+    )
+    check(CLIPTextModel, folder / "text_encoder", text)
+
+    unet = build(
+        UNet2DConditionModel,
+        sample_size=8,
+        block_out_channels=(16, 32),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=2,
+        attention_head_dim=2,
+        norm_num_groups=8,
+        cross_attention_dim=32,
+    )
+    write_model(unet, folder / "unet")
+    check(UNet2DConditionModel, folder / "unet", unet)
+
+    vae = autoencoder(0.18215, (8, 8, 16, 16))
+    write_model(vae, folder / "vae")
+    old = {"to_q.": "query.", "to_k.": "key.", "to_v.": "value.", "to_out.0.": "proj_attn."}
+
+    def to_old(name):
+        if ".attentions." in name:
+            for new, former in old.items():
+                name = name.replace(new, former)
+        return name
+
+    rename(folder / "vae/diffusion_pytorch_model.safetensors", to_old)
+    check(AutoencoderKL, folder / "vae", vae)
+
+    write_index(folder, "StableDiffusionPipeline", "DDIMScheduler")
+
+
+def sd21(folder, emoji):
+    DPMSolverMultistepScheduler(
+        **BASE, prediction_type="v_prediction", timestep_spacing="leading"
+    ).save_pretrained(folder / "scheduler")
+    write_tokenizer(folder / "tokenizer", emoji, SPECIAL_TOKENS | {"pad_token": "!"})
+
+    text = text_encoder("gelu", layers=2, bos=2046, eos=2047, pad=0)
+    write_model(text, folder / "text_encoder")
+    rename(
+        folder / "text_encoder/model.safetensors",
+        lambda name: name.removeprefix("text_model."),
+    )
+    check(CLIPTextModel, folder / "text_encoder", text)
+
+    unet = build(
+        UNet2DConditionModel,
+        sample_size=8,
+        block_out_channels=(16, 32, 32),
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        attention_head_dim=(2, 4, 4),
+        norm_num_groups=8,
+        cross_attention_dim=32,
+        use_linear_projection=True,
+        upcast_attention=True,
+    )
+    size = sum(parameter.numel() * 2 for parameter in unet.parameters())
+    write_model(unet, folder / "unet", max_shard_size=size * 6 // 10)
+    assert len(list((folder / "unet").glob("*.safetensors"))) == 2
+    check(UNet2DConditionModel, folder / "unet", unet)
+
+    vae = autoencoder(0.18215, (4, 8, 8, 16))
+    write_model(vae, folder / "vae")
+    write_model(vae, folder / "vae", variant="fp16")
+    check(AutoencoderKL, folder / "vae", vae)
+
+    write_index(folder, "StableDiffusionPipeline", "DPMSolverMultistepScheduler")
+
+
+def sdxl(folder, emoji):
+    EulerDiscreteScheduler(**BASE, timestep_spacing="leading").save_pretrained(
+        folder / "scheduler"
+    )
+    unet = build(
+        UNet2DConditionModel,
+        sample_size=8,
+        block_out_channels=(16, 32, 32),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        transformer_layers_per_block=(1, 2, 3),
+        attention_head_dim=(2, 4, 4),
+        norm_num_groups=8,
+        cross_attention_dim=40,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 32,
+    )
+    write_model(unet, folder / "unet")
+    check(UNet2DConditionModel, folder / "unet", unet)
+    vae = autoencoder(0.13025, (4, 8, 8, 16))
+    write_model(vae, folder / "vae")
+    check(AutoencoderKL, folder / "vae", vae)
+    write_index(
+        folder,
+        "StableDiffusionXLPipeline",
+        "EulerDiscreteScheduler",
+        text_parts=["text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"],
+    )
+
+
+def text_encoder(activation, layers, bos, eos, pad):
+    config = CLIPTextConfig(
+        vocab_size=2048,
+        hidden_size=32,
+        intermediate_size=64,
+        projection_dim=32,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        max_position_embeddings=77,
+        hidden_act=activation,
+        bos_token_id=bos,
+        eos_token_id=eos,
+        pad_token_id=pad,
+    )
+    return build(CLIPTextModel, config=config)
+
+
+def autoencoder(scaling_factor, channels):
+    # Four levels, so that an image is eight times its latents as in the real models.
+    assert len(channels) == 4
+    return build(
+        AutoencoderKL,
+        sample_size=64,
+        block_out_channels=channels,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        scaling_factor=scaling_factor,
+    )
+
+
+def write_model(model, folder, **options):
+    model.half().save_pretrained(folder, **options)
+    model.float()
+
+
+def write_tokenizer(folder, emoji, special_tokens):
+    folder.mkdir(parents=True)
+    for name in ["vocab.json", "merges.txt"]:
+        shutil.copyfile(emoji / "tokenizer" / name, folder / name)
+    write_tokenizer_config(folder, special_tokens)
+
+
+def rename(path, change):
+    tensors = {change(name): value for name, value in load_file(path).items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def check(cls, folder, model):
+    """The reference must read the folder back whole, or the goldens describe another model."""
+    read = cls.from_pretrained(folder).float().state_dict()
+    wanted = model.state_dict()
+    assert read.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert torch.equal(read[name], value), name
+
+
+def write_index(folder, pipeline, scheduler, text_parts=()):
+    index = {
+        "_class_name": pipeline,
+        "_diffusers_version": "0.42.1",
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "scheduler": ["diffusers", scheduler],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    if text_parts:
+        index |= {part: [None, None] for part in text_parts}
+        index["force_zeros_for_empty_prompt"] = True
+    else:
+        index["text_encoder"] = ["transformers", "CLIPTextModel"]
+        index["tokenizer"] = ["transformers", "CLIPTokenizer"]
+        index["safety_checker"] = [None, None]
+        index["requires_safety_checker"] = False
+    save_json(folder / "model_index.json", dict(sorted(index.items())))

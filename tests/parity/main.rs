@@ -1,0 +1,7 @@
+//! Agreement with diffusers, transformers and torch, by the files in `tests/goldens`.
+
+mod networks;
+mod rng;
+mod runs;
+mod schedulers;
+mod text;
