@@ -1,1 +1,138 @@
-//! x
+//! Same seed, same picture: at any thread count, in any company, from any thread.
+
+use std::ops::ControlFlow;
+use std::process::Command;
+use std::sync::Arc;
+use std::{env, fs, thread};
+
+use diffusion_core::{ErrorKind, GenerateRequest, Pipeline};
+use diffusion_tests::{TestResult, model_path};
+
+/// Set in the child processes of `any_thread_count`: where the picture goes.
+const OUTPUT: &str = "DIFFUSION_TEST_OUTPUT";
+
+fn pipeline() -> TestResult<Pipeline> {
+    Ok(Pipeline::builder().weights(model_path("emoji")).build()?)
+}
+
+fn request() -> GenerateRequest {
+    GenerateRequest::txt2img("cat face, flat style")
+        .num_steps(4)
+        .guidance_scale(5.0)
+        .seed(3)
+}
+
+fn picture(pipe: &Pipeline, request: &GenerateRequest) -> TestResult<Vec<u8>> {
+    Ok(pipe.generate(request)?.images.remove(0).into_raw())
+}
+
+#[test]
+fn any_thread_count() -> TestResult {
+    if let Some(output) = env::var_os(OUTPUT) {
+        return Ok(fs::write(output, picture(&pipeline()?, &request())?)?);
+    }
+    let folder = tempfile::tempdir()?;
+    let mut pictures = Vec::new();
+    for threads in ["1", "2", "5"] {
+        let output = folder.path().join(threads);
+        let child = Command::new(env::current_exe()?)
+            .args(["any_thread_count", "--exact"])
+            .env("RAYON_NUM_THREADS", threads)
+            .env(OUTPUT, &output)
+            .output()?;
+        assert!(
+            child.status.success(),
+            "{}",
+            String::from_utf8_lossy(&child.stdout)
+        );
+        pictures.push(fs::read(output)?);
+    }
+    assert!(
+        pictures[0].iter().any(|&byte| byte != pictures[0][0]),
+        "an empty picture"
+    );
+    assert!(pictures.iter().all(|picture| *picture == pictures[0]));
+    Ok(())
+}
+
+#[test]
+fn a_picture_depends_on_its_own_seed_alone() -> TestResult {
+    let pipe = pipeline()?;
+    let many = pipe.generate(&request().num_images(3))?;
+    assert_eq!(many.seeds, [3, 4, 5]);
+    for (image, seed) in many.images.iter().zip(many.seeds) {
+        assert_eq!(picture(&pipe, &request().seed(seed))?, *image.as_raw());
+    }
+    Ok(())
+}
+
+#[test]
+fn pictures_at_once_are_those_one_by_one() -> TestResult {
+    let pipe = pipeline()?;
+    let single = pipe.generate(&request().num_images(3))?;
+    let batch = pipe.generate(&request().num_images(3).batch_size(2))?;
+    for (a, b) in single.images.iter().zip(&batch.images) {
+        let furthest = a
+            .as_raw()
+            .iter()
+            .zip(b.as_raw())
+            .map(|(a, b)| a.abs_diff(*b))
+            .max();
+        assert!(furthest <= Some(1), "{furthest:?} levels apart");
+    }
+    Ok(())
+}
+
+#[test]
+fn threads_share_one_pipeline() -> TestResult {
+    let pipe = Arc::new(pipeline()?);
+    let expected = picture(&pipe, &request())?;
+    let threads: Vec<_> = (0..4)
+        .map(|_| {
+            let pipe = pipe.clone();
+            thread::spawn(move || picture(&pipe, &request()).map_err(|e| e.to_string()))
+        })
+        .collect();
+    for thread in threads {
+        assert_eq!(thread.join().map_err(|_| "a thread panicked")??, expected);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_random_seed_is_told_and_gives_the_picture_again() -> TestResult {
+    let pipe = pipeline()?;
+    let unseeded = GenerateRequest::txt2img("cat face, flat style").num_steps(1);
+    let first = pipe.generate(&unseeded)?;
+    let again = pipe.generate(&unseeded.clone().seed(first.seeds[0]))?;
+    assert_eq!(first.images, again.images);
+    assert_ne!(first.seeds, pipe.generate(&unseeded)?.seeds);
+    Ok(())
+}
+
+#[test]
+fn cancelled_within_one_step_and_usable_after() -> TestResult {
+    let pipe = pipeline()?;
+    let expected = picture(&pipe, &request())?;
+    for stop_at in 1..=4 {
+        let mut steps = 0;
+        let result = pipe.generate_with(&request(), &mut |progress| {
+            steps += 1;
+            assert_eq!(progress.step, steps);
+            assert_eq!(progress.denoised.dims(), [1, 4, 16, 16]);
+            assert!((progress.fraction() - steps as f64 / 4.0).abs() < 1e-12);
+            if steps == stop_at {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        });
+        assert_eq!(
+            result.map_err(|e| e.kind()).err(),
+            Some(ErrorKind::Cancelled)
+        );
+        assert_eq!(steps, stop_at);
+    }
+    assert_eq!(picture(&pipe, &request())?, expected);
+    Ok(())
+}

@@ -12,11 +12,16 @@
 )]
 
 mod abi;
-pub mod generate;
 mod layout;
-pub mod params;
-pub mod pipeline;
+
+// Apart from each other so that rustfmt leaves the order, which is the header's.
 pub mod status;
+
+pub mod pipeline;
+
+pub mod params;
+
+pub mod generate;
 
 use std::ffi::{CStr, c_char};
 

@@ -167,7 +167,7 @@ impl NativePipeline {
     fn check_latents(&self, bytes: &[u8], shape: Vec<usize>) -> diffusion_core::Result<Tensor> {
         let channels = self.0.vae().latent_channels();
         match shape[..] {
-            [1.., found, 1.., 1..] if found == channels => {
+            [_, found, _, _] if found == channels && !shape.contains(&0) => {
                 arrays::from_bytes(bytes, shape, self.0.device())
             }
             _ => Err(Error::InvalidArgument {

@@ -15,6 +15,7 @@ import torch
 import diffusers
 import transformers
 
+import gradients
 import networks
 import runs
 import schedulers
@@ -34,6 +35,7 @@ def main():
         "blocks": networks.blocks,
         "variants": networks.variants,
         "vae": networks.vaes,
+        "gradients": gradients.make,
         "runs": runs.make,
     }
     parser = argparse.ArgumentParser(description=__doc__)

@@ -79,7 +79,8 @@ fn planned_sigmas_and_timesteps() -> TestResult {
         if golden.contains(&format!("{name}.sigmas")) {
             let reference = golden.values(&format!("{name}.sigmas"))?;
             let difference = relative_difference(&sigmas, &reference);
-            assert!(difference < 1e-5, "{name}: {sigmas:?} {reference:?}");
+            // The reference takes 1 - a in f32, which costs it digits at low noise.
+            assert!(difference <= TOLERANCE, "{name}: {sigmas:?} {reference:?}");
         }
         let reference = golden.values(&format!("{name}.timesteps"))?;
         let timesteps: Vec<f64> = sigmas[..steps]
@@ -87,7 +88,10 @@ fn planned_sigmas_and_timesteps() -> TestResult {
             .map(|&sigma| scheduler.timestep(&noise, sigma))
             .collect();
         let difference = relative_difference(&timesteps, &reference);
-        assert!(difference < 1e-5, "{name}: {timesteps:?} {reference:?}");
+        assert!(
+            difference <= TOLERANCE,
+            "{name}: {timesteps:?} {reference:?}"
+        );
         checked += 1;
     }
     assert!(checked >= 90, "{checked} plans");

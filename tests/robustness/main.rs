@@ -1,1 +1,4 @@
-//! x
+//! Bad input is a typed error that says what was expected and found, never a panic.
+
+mod requests;
+mod weights;

@@ -22,7 +22,7 @@ impl GroupNorm {
     /// # Errors
     /// [`Error::InvalidArgument`] if `groups` does not divide `channels`; otherwise if reading fails.
     pub fn new(params: Params<'_>, channels: usize, groups: usize, eps: f64) -> Result<Self> {
-        if groups == 0 || channels % groups != 0 {
+        if groups == 0 || !channels.is_multiple_of(groups) {
             let expected = format!("a divisor of {channels} channels");
             return Err(Error::argument("norm_num_groups", expected, groups));
         }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::Posterior;
 use crate::device::compute_dtype;
@@ -75,20 +75,19 @@ impl AutoencoderKlConfig {
     /// [`Error::Format`] if it does not parse, [`Error::Unsupported`] for blocks or settings that this
     /// version does not know.
     pub fn from_json(path: &Path, json: &Value) -> Result<Self> {
-        let levels = json["block_out_channels"].as_array().map_or(1, Vec::len);
-        require_defaults(
-            "AutoencoderKL",
-            json,
-            &[
-                (
-                    "down_block_types",
-                    json!(vec!["DownEncoderBlock2D"; levels]),
-                ),
-                ("up_block_types", json!(vec!["UpDecoderBlock2D"; levels])),
-                ("latents_mean", Value::Null),
-                ("latents_std", Value::Null),
-            ],
-        )?;
+        let null = Value::Null;
+        let defaults = [("latents_mean", null.clone()), ("latents_std", null)];
+        require_defaults("AutoencoderKL", json, &defaults)?;
+        for (name, known) in [
+            ("down_block_types", "DownEncoderBlock2D"),
+            ("up_block_types", "UpDecoderBlock2D"),
+        ] {
+            let types = json[name].as_array().into_iter().flatten();
+            if let Some(other) = types.into_iter().find(|kind| *kind != known) {
+                let what = format!("AutoencoderKL with a block {other} among {name}");
+                return Err(Error::unsupported(what, format!("{known} is")));
+            }
+        }
         let mut json = json.clone();
         if let Some(fields) = json.as_object_mut() {
             fields.retain(|_, value| !value.is_null());

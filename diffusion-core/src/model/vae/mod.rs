@@ -50,7 +50,7 @@ impl Posterior {
 #[non_exhaustive]
 pub enum Vae {
     /// Stable Diffusion's own.
-    Kl(AutoencoderKl),
+    Kl(Box<AutoencoderKl>),
     /// A distilled one: a hundredth of the work, slightly softer pictures.
     Tiny(AutoencoderTiny),
 }
@@ -73,7 +73,9 @@ impl Vae {
         match config["_class_name"].as_str() {
             Some("AutoencoderKL") => {
                 let config = AutoencoderKlConfig::from_json(config_path, config)?;
-                Ok(Self::Kl(AutoencoderKl::new(config, source, dtype, device)?))
+                Ok(Self::Kl(Box::new(AutoencoderKl::new(
+                    config, source, dtype, device,
+                )?)))
             }
             Some("AutoencoderTiny") => {
                 let config = AutoencoderTinyConfig::from_json(config_path, config)?;

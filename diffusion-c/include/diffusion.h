@@ -1,0 +1,399 @@
+/*
+ * C ABI of diffusion: Stable Diffusion in a library. C99 and C++11.
+ *
+ * Rules that hold for every function:
+ * - One that can fail returns a dfn_status; dfn_last_error() says why, in words.
+ * - Text is UTF-8 and ends in NUL. The library reads the caller's text and structs during the call
+ *   only and keeps no pointer to them.
+ * - A NULL where it is not said to be allowed is DFN_INVALID_ARGUMENT.
+ * - Structs begin with their size in bytes. Fill those that go in with their `_default` function
+ *   first: fields that later versions append are then set, and old callers keep working.
+ * - Nothing is called on another thread than the one that made the call.
+ */
+
+#ifndef DIFFUSION_H
+#define DIFFUSION_H
+
+/* Made by cbindgen from diffusion-c/src; see diffusion-c/tests/header.rs. Do not edit. */
+
+#include <stddef.h>
+#include <stdint.h>
+
+/**
+ * The version of this header's ABI: it changes where old callers would break. Compare it with
+ * dfn_abi_version() where the library is loaded at run time.
+ */
+#define DFN_ABI_VERSION 1
+
+/**
+ * How a call ended. The values stay; later versions may add some.
+ */
+enum dfn_status
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : int32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /**
+     * It worked.
+     */
+    DFN_OK = 0,
+    /**
+     * An argument is out of range, NULL, not UTF-8 or does not fit the model.
+     */
+    DFN_INVALID_ARGUMENT = 1,
+    /**
+     * A path, file or component does not exist.
+     */
+    DFN_NOT_FOUND = 2,
+    /**
+     * Reading or writing failed.
+     */
+    DFN_IO = 3,
+    /**
+     * A file is damaged or not what its name says.
+     */
+    DFN_FORMAT = 4,
+    /**
+     * The tensors of a checkpoint do not fit its configuration.
+     */
+    DFN_WEIGHTS = 5,
+    /**
+     * A model or option that this version does not know.
+     */
+    DFN_UNSUPPORTED = 6,
+    /**
+     * The run would not fit into memory.
+     */
+    DFN_OUT_OF_MEMORY = 7,
+    /**
+     * The progress function stopped the run.
+     */
+    DFN_CANCELLED = 8,
+    /**
+     * The tensor layer or the device failed.
+     */
+    DFN_DEVICE = 9,
+    /**
+     * Any other failure.
+     */
+    DFN_CUSTOM = 10,
+    /**
+     * A fault in the library itself. It was caught: the process and its other pipelines can go on.
+     */
+    DFN_PANIC = 11,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum dfn_status dfn_status;
+#else
+typedef int32_t dfn_status;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * A model, loaded. It never changes: any number of threads may use one at the same time, each in calls
+ * of its own. Made by dfn_pipeline_open() and released by dfn_pipeline_free().
+ */
+typedef struct dfn_pipeline dfn_pipeline;
+
+/**
+ * How a model is loaded. dfn_pipeline_options_default() sets every field.
+ */
+typedef struct dfn_pipeline_options {
+    /**
+     * Bytes of this struct in the caller's header.
+     */
+    size_t struct_size;
+    /**
+     * The number format that weights are held in: "float32", "float16" or "bfloat16". On the CPU the
+     * arithmetic is float32 in all three. NULL: float32.
+     */
+    const char *dtype;
+    /**
+     * Prefers weight files of a variant, such as "fp16". NULL: those of none.
+     */
+    const char *variant;
+} dfn_pipeline_options;
+
+/**
+ * True or false: 0 is false, anything else is true. One byte, whatever `bool` is in the caller's
+ * language.
+ */
+typedef uint8_t dfn_bool;
+
+/**
+ * Where a run is. The library owns it; it is valid during the call of the progress function.
+ */
+typedef struct dfn_progress {
+    /**
+     * Bytes of this struct in the library; fields beyond are not there.
+     */
+    size_t struct_size;
+    /**
+     * Steps of this batch of pictures that are done, from 1.
+     */
+    uint32_t step;
+    /**
+     * Steps of each batch.
+     */
+    uint32_t num_steps;
+    /**
+     * The first picture of this batch, from 0.
+     */
+    uint32_t image_index;
+    /**
+     * Pictures of the whole run.
+     */
+    uint32_t num_images;
+    /**
+     * The noise level that the pictures have now: a standard deviation, where clean ones have 1.
+     */
+    double sigma;
+    /**
+     * The share of the whole run's steps that is done, from 0 to 1.
+     */
+    double fraction;
+} dfn_progress;
+
+/**
+ * Called after each step, on the thread that called dfn_generate(). Return 0 to cancel the run, anything
+ * else to go on. `user_data` is the parameters' own. It may call this library. It must return: no
+ * longjmp and no exception may leave it.
+ */
+typedef dfn_bool (*dfn_progress_fn)(const struct dfn_progress *progress, void *user_data);
+
+/**
+ * What a run shall do. dfn_generate_params_default() sets every field; only `prompt` must be set after.
+ */
+typedef struct dfn_generate_params {
+    /**
+     * Bytes of this struct in the caller's header.
+     */
+    size_t struct_size;
+    /**
+     * What the pictures shall show. Empty text is allowed, NULL is not.
+     */
+    const char *prompt;
+    /**
+     * What the pictures shall not show; it counts where guidance is on. NULL: nothing.
+     */
+    const char *negative_prompt;
+    /**
+     * Pixels, a multiple of the model's factor (8 in Stable Diffusion). 0: the model's default.
+     */
+    uint32_t width;
+    /**
+     * Pixels, as `width`.
+     */
+    uint32_t height;
+    /**
+     * Steps, from 1 to the model's timesteps (1000). Default: 50.
+     */
+    uint32_t num_steps;
+    /**
+     * Pictures, at least 1; each has the seed after the one before. Default: 1.
+     */
+    uint32_t num_images;
+    /**
+     * Pictures that are worked on at once, at least 1. More takes more memory; 1 gives each picture the
+     * same bytes whatever stands beside it. Default: 1.
+     */
+    uint32_t batch_size;
+    /**
+     * 1: a random seed, which dfn_result tells. 0: `seed`. Default: 1.
+     */
+    dfn_bool random_seed;
+    /**
+     * 1: `eta`. 0: the scheduler's own. Default: 0.
+     */
+    dfn_bool has_eta;
+    /**
+     * The seed of the first picture, where `random_seed` is 0; otherwise it must be 0. The lower 32 bits
+     * count, as in PyTorch.
+     */
+    uint64_t seed;
+    /**
+     * How far the pictures follow the prompt, finite and at least 0. At most 1 means without guidance,
+     * in half the time. Default: 7.5.
+     */
+    double guidance_scale;
+    /**
+     * The share of fresh noise in each step, from 0 to 1, where `has_eta` is 1 and the scheduler has one
+     * (DDIM); where `has_eta` is 0 it must be 0.
+     */
+    double eta;
+    /**
+     * A name ("ddim", "euler", "dpmpp_2m", each with "_karras" at its end if wanted), or the JSON text
+     * of a diffusers scheduler_config.json, known by its `{`. NULL: the model's own.
+     */
+    const char *scheduler;
+    /**
+     * Called after each step; it may cancel the run. NULL: nobody.
+     */
+    dfn_progress_fn progress;
+    /**
+     * Handed to `progress` as it is.
+     */
+    void *user_data;
+} dfn_generate_params;
+
+/**
+ * What a run did. The caller sets `struct_size`; the rest is written if the run succeeds.
+ */
+typedef struct dfn_result {
+    /**
+     * Bytes of this struct in the caller's header.
+     */
+    size_t struct_size;
+    /**
+     * The seed of the first picture; the next ones have the seeds that follow.
+     */
+    uint64_t seed;
+    /**
+     * Pixels.
+     */
+    uint32_t width;
+    /**
+     * Pixels.
+     */
+    uint32_t height;
+    /**
+     * Pictures that were written.
+     */
+    uint32_t num_images;
+    /**
+     * Lines in dfn_last_warnings().
+     */
+    uint32_t num_warnings;
+    /**
+     * Seconds for the prompt.
+     */
+    double encode_seconds;
+    /**
+     * Seconds for all steps.
+     */
+    double sample_seconds;
+    /**
+     * Seconds for turning the results of the steps into pixels.
+     */
+    double decode_seconds;
+} dfn_result;
+
+#ifdef __cplusplus
+extern "C" {
+#endif // __cplusplus
+
+/**
+ * The ABI version of the library in use.
+ */
+uint32_t dfn_abi_version(void);
+
+/**
+ * The version of the library in use, such as "0.1.0". Static text.
+ */
+const char *dfn_version(void);
+
+/**
+ * The name of a status, such as "DFN_NOT_FOUND"; "unknown status" for a number that is none. Static
+ * text.
+ */
+const char *dfn_status_name(int32_t status);
+
+/**
+ * What went wrong in this thread's last failed call: what was expected, what was found, what to do.
+ * Never NULL; empty before the first failure. The text is valid until the next failing call on this
+ * thread or the thread's end; calls that succeed leave it alone.
+ */
+const char *dfn_last_error(void);
+
+/**
+ * Sets every field to its default. `struct_size` is sizeof(dfn_pipeline_options).
+ */
+dfn_status dfn_pipeline_options_default(struct dfn_pipeline_options *options, size_t struct_size);
+
+/**
+ * Loads a model on the CPU.
+ *
+ * `path`: a folder in the diffusers layout (with model_index.json), UTF-8 on every system.
+ * `options`: NULL for the defaults.
+ * `pipeline`: receives the model, which is the caller's and must go to dfn_pipeline_free(). It becomes
+ * NULL if the call fails.
+ *
+ * DFN_NOT_FOUND if there is no such path or a part is missing, DFN_FORMAT if it is not a model or a
+ * file is damaged, DFN_WEIGHTS if tensors do not fit their configuration, DFN_UNSUPPORTED for models
+ * that this version does not know.
+ */
+dfn_status dfn_pipeline_open(const char *path,
+                             const struct dfn_pipeline_options *options,
+                             struct dfn_pipeline **pipeline);
+
+/**
+ * Releases a model. NULL is allowed and does nothing. No other call may be using it, on any thread, and
+ * none may follow.
+ */
+void dfn_pipeline_free(struct dfn_pipeline *pipeline);
+
+/**
+ * The size, in pixels, of pictures whose parameters name none: the size that the model was trained on.
+ */
+dfn_status dfn_pipeline_default_size(const struct dfn_pipeline *pipeline,
+                                     uint32_t *width,
+                                     uint32_t *height);
+
+/**
+ * Sets every field to its default. `struct_size` is sizeof(dfn_generate_params).
+ */
+dfn_status dfn_generate_params_default(struct dfn_generate_params *params, size_t struct_size);
+
+/**
+ * How many bytes dfn_generate() will ask for, and the size of its pictures in pixels.
+ *
+ * `row_stride`: bytes from one row to the next; 0 for rows without gaps.
+ * `bytes`: receives the bytes from the first row's start to the last row's end.
+ * `width`, `height`: receive the size; NULL is allowed.
+ *
+ * Of the parameters it reads the size and the number of pictures. That the model can make pictures of
+ * that size is checked by dfn_generate().
+ */
+dfn_status dfn_generate_size(const struct dfn_pipeline *pipeline,
+                             const struct dfn_generate_params *params,
+                             size_t row_stride,
+                             size_t *bytes,
+                             uint32_t *width,
+                             uint32_t *height);
+
+/**
+ * Makes pictures and writes them as RGBA8 (red, green, blue, and 255), rows from top to bottom, one
+ * picture below the other without a gap between them. It returns when all are done.
+ *
+ * `pixels`: the caller's memory. It is written at the end of a run that succeeds, and nowhere but in the
+ * rows' pixels, so it may be part of a bigger picture.
+ * `pixels_len`: bytes there; dfn_generate_size() tells how many are needed. It is checked before the run.
+ * `row_stride`: bytes from one row to the next, at least width * 4; 0 for rows without gaps.
+ * `result`: receives what was done; its struct_size must be set. NULL is allowed.
+ *
+ * The same parameters and seed give the same bytes, on one machine. Several threads may call it with
+ * one pipeline; each then needs memory for its own run.
+ *
+ * DFN_INVALID_ARGUMENT for values out of range, DFN_OUT_OF_MEMORY for sizes that cannot fit,
+ * DFN_UNSUPPORTED for schedulers that this version does not know, DFN_CANCELLED if `progress` said so.
+ */
+dfn_status dfn_generate(const struct dfn_pipeline *pipeline,
+                        const struct dfn_generate_params *params,
+                        uint8_t *pixels,
+                        size_t pixels_len,
+                        size_t row_stride,
+                        struct dfn_result *result);
+
+/**
+ * What the last dfn_generate() on this thread has to say though it succeeded, such as words of the prompt
+ * that the model cannot take: a line each. Never NULL; empty if there is nothing. The text is valid until
+ * this thread calls dfn_generate() again or ends.
+ */
+const char *dfn_last_warnings(void);
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif  // __cplusplus
+
+#endif  /* DIFFUSION_H */

@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# Builds the library and runs the C and C++ tests and the C example against it. What it makes lies in
+# cargo's target folder. Needs gcc and g++; uses valgrind if there is one.
+set -euo pipefail
+
+crate=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(dirname "$crate")
+model=$root/examples/models/emoji
+golden=$root/tests/goldens/runs/emoji_ddim.safetensors
+# A relative one counts from where cargo is called, which is here.
+export CARGO_TARGET_DIR=$(realpath -m "${CARGO_TARGET_DIR:-$root/target}")
+lib=$CARGO_TARGET_DIR/release
+build=$CARGO_TARGET_DIR/c
+
+cargo build --release -p diffusion-c --manifest-path "$root/Cargo.toml"
+
+rm -rf "$build"
+mkdir -p "$build/broken/empty" "$build/broken/damaged"
+echo '{' >"$build/broken/damaged/model_index.json"
+cp -r "$model" "$build/broken/unreadable"
+rm "$build/broken/unreadable/unet/config.json"
+mkdir "$build/broken/unreadable/unet/config.json"
+cp -r "$model" "$build/broken/misfit"
+sed -i 's/"layers_per_block": 1/"layers_per_block": 2/' "$build/broken/misfit/unet/config.json"
+
+strict=(-Wall -Wextra -Wpedantic -Werror -g -O1 "-I$crate/include")
+shared=("-L$lib" -ldiffusion "-Wl,-rpath,$lib" -pthread)
+static=("$lib/libdiffusion.a" -pthread -ldl -lm)
+
+for name in errors generate; do
+    gcc -std=c99 "${strict[@]}" -o "$build/test_$name" "$crate/tests/test_$name.c" "${shared[@]}"
+done
+gcc -std=c99 "${strict[@]}" -fsanitize=address,undefined -o "$build/test_generate_asan" \
+    "$crate/tests/test_generate.c" "${shared[@]}"
+g++ -std=c++11 "${strict[@]}" -o "$build/test_cpp" "$crate/tests/test_cpp.cpp" "${static[@]}"
+
+"$build/test_errors" "$model" "$build/broken"
+"$build/test_generate" "$model" "$golden"
+"$build/test_cpp" "$model"
+
+# Runs take minutes under valgrind, so they go through the address sanitizer, which sees the test's own
+# memory; everything else goes through valgrind, which sees the library's too.
+"$build/test_generate_asan" "$model" "$golden"
+if command -v valgrind >/dev/null; then
+    valgrind --quiet --error-exitcode=1 --leak-check=full --errors-for-leak-kinds=definite \
+        "$build/test_errors" "$model" "$build/broken"
+else
+    echo "valgrind: not here, left out"
+fi
+
+make --silent -C "$root/examples/c" CFLAGS="-O2 -Wall -Wextra -Wpedantic -Werror"
+"$build/txt2img" "$model" "a red heart, flat style" "$build/heart.ppm" 1
+[[ $(head -n 2 "$build/heart.ppm" | tr '\n' ' ') == "P6 128 128 " ]]
+[[ $(stat -c %s "$build/heart.ppm") == $((15 + 128 * 128 * 3)) ]]
+echo "example: ok"

@@ -1,0 +1,43 @@
+"""Stable Diffusion in Rust: a prompt becomes a picture.
+
+>>> import diffusion_py
+>>> pipe = diffusion_py.Pipeline.from_pretrained("examples/models/emoji")
+>>> out = pipe.generate("a red heart, flat style", num_inference_steps=25, guidance_scale=5, seed=1)
+>>> out.images[0].save("heart.png")
+
+Importing the package imports neither numpy nor Pillow; each is needed only for the outputs that
+are made of it.
+"""
+
+from ._native import Progress, __version__, schedulers
+from ._pipeline import Output, Pipeline
+from .errors import (
+    Cancelled,
+    DeviceError,
+    DiffusionError,
+    FormatError,
+    InvalidArgumentError,
+    IoError,
+    NotFoundError,
+    OutOfMemoryError,
+    UnsupportedError,
+    WeightsError,
+)
+
+__all__ = [
+    "Cancelled",
+    "DeviceError",
+    "DiffusionError",
+    "FormatError",
+    "InvalidArgumentError",
+    "IoError",
+    "NotFoundError",
+    "Output",
+    "OutOfMemoryError",
+    "Pipeline",
+    "Progress",
+    "UnsupportedError",
+    "WeightsError",
+    "__version__",
+    "schedulers",
+]

@@ -1,0 +1,79 @@
+"""The compiled half of the package: bytes and shapes in and out."""
+
+from collections.abc import Callable
+from os import PathLike
+from typing import Any, final
+
+import numpy
+
+__version__: str
+
+def schedulers() -> list[str]: ...
+@final
+class Progress:
+    """Where a run is: the argument of the ``callback`` of ``Pipeline.generate``.
+
+    It may be kept after the callback has returned; it then keeps its latents in memory.
+    """
+
+    @property
+    def step(self) -> int:
+        """Steps of this batch that are done, from 1."""
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of each batch."""
+
+    @property
+    def images(self) -> range:
+        """Which of the call's pictures are in this batch."""
+
+    @property
+    def num_images(self) -> int:
+        """Pictures of the whole call."""
+
+    @property
+    def sigma(self) -> float:
+        """The noise level that the latents have now: clean latents plus ``sigma`` times unit noise."""
+
+    @property
+    def fraction(self) -> float:
+        """The share of the whole call's steps that is done, from 0 to 1."""
+
+    @property
+    def latents(self) -> numpy.ndarray[Any, Any]:
+        """The latents: float32, ``(batch, channels, height / 8, width / 8)``."""
+
+    @property
+    def denoised(self) -> numpy.ndarray[Any, Any]:
+        """The current estimate of the clean latents, of the same shape."""
+
+@final
+class NativePipeline:
+    @staticmethod
+    def load(
+        path: str | PathLike[str], dtype: str | None, variant: str | None, device: str
+    ) -> NativePipeline: ...
+    @property
+    def default_size(self) -> tuple[int, int]: ...
+    def generate_latents(
+        self,
+        prompt: str,
+        *,
+        negative_prompt: str | None,
+        num_steps: int,
+        guidance_scale: float,
+        width: int | None,
+        height: int | None,
+        seed: int | None,
+        num_images: int,
+        batch_size: int,
+        eta: float | None,
+        scheduler_name: str | None,
+        scheduler_config: str | None,
+        latents: tuple[bytes, list[int]] | None,
+        callback: Callable[[Progress], object] | None,
+    ) -> tuple[tuple[bytearray, list[int]], list[int], list[str], tuple[float, float]]: ...
+    def decode(
+        self, latents: bytes | bytearray, shape: list[int], rgb8: bool
+    ) -> tuple[bytearray, list[int]]: ...

@@ -1,0 +1,252 @@
+//! Requests with values out of range, and those at the edge of it.
+
+use diffusion_core::{
+    DType, Ddim, Device, Error, ErrorKind, GenerateRequest, Pipeline, Tensor, Warning,
+};
+use diffusion_tests::{TestResult, model_path};
+use serde_json::json;
+
+fn pipeline() -> TestResult<Pipeline> {
+    Ok(Pipeline::builder().weights(model_path("emoji")).build()?)
+}
+
+fn request() -> GenerateRequest {
+    GenerateRequest::txt2img("a red heart, flat style")
+        .num_steps(1)
+        .seed(0)
+}
+
+#[test]
+fn values_out_of_range() -> TestResult {
+    use ErrorKind::{InvalidArgument, OutOfMemory, Unsupported};
+    let pipe = pipeline()?;
+    let tensor = |shape: [usize; 4]| Tensor::zeros(&shape, DType::F32, &Device::Cpu);
+    let nan = (tensor([1, 4, 16, 16])? * f64::NAN)?;
+    for (request, kind, part) in [
+        (
+            request().size(0, 128),
+            InvalidArgument,
+            "width: expected a multiple of 8",
+        ),
+        (
+            request().size(128, 100),
+            InvalidArgument,
+            "height: expected a multiple of 8",
+        ),
+        (request().size(1 << 20, 1 << 20), OutOfMemory, "MiB"),
+        (
+            request().size(usize::MAX - 7, usize::MAX - 7),
+            OutOfMemory,
+            "MiB",
+        ),
+        (
+            request().num_images(1 << 20).batch_size(1 << 20),
+            OutOfMemory,
+            "MiB",
+        ),
+        (
+            request().num_steps(0),
+            InvalidArgument,
+            "num_steps: expected 1 to 1000",
+        ),
+        (request().num_steps(1001), InvalidArgument, "found 1001"),
+        (
+            request().num_steps(usize::MAX),
+            InvalidArgument,
+            "num_steps",
+        ),
+        (request().num_images(0), InvalidArgument, "num_images"),
+        (
+            request().num_images(usize::MAX),
+            InvalidArgument,
+            "num_images",
+        ),
+        (request().batch_size(0), InvalidArgument, "batch_size"),
+        (
+            request().guidance_scale(f64::NAN),
+            InvalidArgument,
+            "guidance_scale",
+        ),
+        (
+            request().guidance_scale(f64::INFINITY),
+            InvalidArgument,
+            "guidance_scale",
+        ),
+        (
+            request().guidance_scale(-1.0),
+            InvalidArgument,
+            "guidance_scale",
+        ),
+        (request().eta(1.5), InvalidArgument, "eta"),
+        (request().eta(f64::NAN), InvalidArgument, "eta"),
+        (
+            request().scheduler_name("euler_z"),
+            Unsupported,
+            "choose one of ddim",
+        ),
+        (
+            request().scheduler_name(""),
+            Unsupported,
+            "choose one of ddim",
+        ),
+        (
+            request().scheduler_config(json!([])),
+            InvalidArgument,
+            "a JSON object",
+        ),
+        (
+            request().scheduler_config(json!({"_class_name": "X"})),
+            Unsupported,
+            "\"X\"",
+        ),
+        (
+            request().scheduler_config(json!({"timestep_spacing": "sideways"})),
+            ErrorKind::Format,
+            "sideways",
+        ),
+        (
+            request().scheduler_config(json!({"thresholding": true})),
+            Unsupported,
+            "thresholding",
+        ),
+        (
+            request().scheduler_config(json!({"num_train_timesteps": 0})),
+            InvalidArgument,
+            "num_train_timesteps",
+        ),
+        (
+            request().latents(tensor([1, 4, 16, 15])?).size(128, 128),
+            InvalidArgument,
+            "latents",
+        ),
+        (
+            request().latents(tensor([2, 4, 16, 16])?),
+            InvalidArgument,
+            "[1, 4, 16, 16]",
+        ),
+        (request().latents(nan), InvalidArgument, "finite"),
+    ] {
+        let Err(error) = pipe.generate(&request) else {
+            return Err(format!("no error: {request:?}").into());
+        };
+        assert_eq!(error.kind(), kind, "{error}");
+        assert!(error.to_string().contains(part), "{error}");
+    }
+    Ok(())
+}
+
+#[test]
+fn every_scheduler_takes_any_number_of_steps() -> TestResult {
+    let pipe = pipeline()?;
+    let noise = pipe.noise_schedule();
+    for name in [
+        "ddim",
+        "euler",
+        "dpmpp_2m",
+        "ddim_karras",
+        "euler_karras",
+        "DPM++ 2M Karras",
+    ] {
+        for spacing in ["leading", "linspace", "trailing"] {
+            let config = json!({"timestep_spacing": spacing, "steps_offset": 1});
+            let scheduler = diffusion_core::scheduler::from_name(name, &config)?;
+            for steps in [1, 2, 3, 7, 30, 333, 999, 1000] {
+                let sigmas = match scheduler.sigmas(noise, steps) {
+                    Ok(sigmas) => sigmas,
+                    Err(error) => {
+                        // DPM-Solver++ wants one timestep more than steps.
+                        assert_eq!((error.kind(), steps), (ErrorKind::InvalidArgument, 1000));
+                        continue;
+                    }
+                };
+                assert_eq!(sigmas.len(), steps + 1);
+                assert!(
+                    sigmas.windows(2).all(|pair| pair[0] >= pair[1]),
+                    "{name} {spacing} {steps}"
+                );
+                assert!(sigmas.iter().all(|sigma| sigma.is_finite()));
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn finite_pictures_at_every_edge() -> TestResult {
+    let pipe = pipeline()?;
+    for request in [
+        request().size(8, 8),
+        request().size(8, 24).num_steps(3),
+        request().guidance_scale(0.0),
+        request().guidance_scale(1.0),
+        request().guidance_scale(1e6),
+        request().eta(1.0).num_steps(3),
+        request().seed(u64::MAX).num_images(2),
+        request().scheduler_name("euler").num_steps(2),
+        request().scheduler_name("dpmpp_2m_karras").num_steps(2),
+        request()
+            .scheduler(Ddim {
+                use_karras_sigmas: true,
+                ..Ddim::default()
+            })
+            .num_steps(2),
+    ] {
+        let sampled =
+            pipe.generate_latents(&request, &mut |_| std::ops::ControlFlow::Continue(()))?;
+        let sum = sampled.latents.abs()?.sum_all()?.to_scalar::<f32>()?;
+        assert!(sum.is_finite(), "{request:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn empty_long_and_odd_prompts() -> TestResult {
+    let pipe = pipeline()?;
+    for prompt in [
+        "",
+        " ",
+        "\0",
+        "\u{1f600}\u{200d}\u{fe0f}",
+        "<|endoftext|>",
+        "中文 é e\u{301}",
+    ] {
+        let output = pipe.generate(&GenerateRequest::txt2img(prompt).num_steps(1))?;
+        assert!(
+            output.warnings.is_empty(),
+            "{prompt:?}: {:?}",
+            output.warnings
+        );
+    }
+    let long = "heart ".repeat(31);
+    let output = pipe.generate(&request().negative_prompt(&long))?;
+    let dropped = "heart ".to_owned();
+    assert_eq!(
+        output.warnings,
+        [Warning::PromptTruncated {
+            negative: true,
+            limit: 30,
+            dropped
+        }]
+    );
+    assert!(
+        output.warnings[0]
+            .to_string()
+            .contains("negative prompt is longer than 30 tokens")
+    );
+    Ok(())
+}
+
+#[test]
+fn builders_without_parts() {
+    let error = Pipeline::builder().build().expect_err("nothing was given");
+    assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+    let error = Pipeline::builder()
+        .weights(model_path("emoji"))
+        .dtype(DType::U8)
+        .build()
+        .expect_err("not a float");
+    assert!(
+        matches!(error, Error::InvalidArgument { name: "dtype", .. }),
+        "{error}"
+    );
+}
