@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
-use diffusion_core::{Device, GenerateRequest, Pipeline, device::parse_dtype};
+use diffusion_core::{Device, GenerateRequest, Pipeline, device};
 use diffusion_examples::{emoji_model, peak_memory};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -47,7 +47,7 @@ struct Args {
     #[arg(long)]
     dtype: Option<String>,
     /// cpu, cuda or metal, with a number as cuda:1 if there are several.
-    #[arg(long, default_value = "cpu", value_parser = parse_device)]
+    #[arg(long, default_value = "cpu", value_parser = device::parse_device)]
     device: Device,
     /// Where the PNG goes; with --count above 1 a number is put before the ending.
     #[arg(short, long, default_value = "out.png")]
@@ -60,20 +60,6 @@ fn parse_size(text: &str) -> Result<(usize, usize), String> {
         (Ok(width), Ok(height)) => Ok((width, height)),
         _ => Err("expected a size such as 512 or 768x512".into()),
     }
-}
-
-fn parse_device(text: &str) -> Result<Device, String> {
-    let (kind, ordinal) = text.split_once(':').unwrap_or((text, "0"));
-    let ordinal = ordinal
-        .parse()
-        .map_err(|_| format!("not a device number: {ordinal}"))?;
-    let device = match kind {
-        "cpu" => Ok(Device::Cpu),
-        "cuda" => Device::new_cuda(ordinal),
-        "metal" => Device::new_metal(ordinal),
-        _ => return Err("expected cpu, cuda or metal".into()),
-    };
-    device.map_err(|e| format!("{e}; was this built with --features {kind}?"))
 }
 
 fn numbered(path: &Path, index: usize, count: usize) -> PathBuf {
@@ -94,7 +80,7 @@ fn run(args: Args) -> Result<(), Box<dyn Error>> {
         .weights(args.model.unwrap_or_else(emoji_model))
         .device(args.device);
     if let Some(dtype) = &args.dtype {
-        builder = builder.dtype(parse_dtype(dtype)?);
+        builder = builder.dtype(device::parse_dtype(dtype)?);
     }
     let pipe = builder.build()?;
     let load = start.elapsed();

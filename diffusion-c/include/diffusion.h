@@ -106,9 +106,13 @@ typedef struct dfn_pipeline_options {
     size_t struct_size;
     /**
      * The number format that weights are held in: "float32", "float16" or "bfloat16". On the CPU the
-     * arithmetic is float32 in all three. NULL: float32.
+     * arithmetic is float32 in all three. NULL: float32 on the CPU, float16 elsewhere.
      */
     const char *dtype;
+    /**
+     * "cpu", "cuda" or "metal", with a number as "cuda:1" where there are several. NULL: "cpu".
+     */
+    const char *device;
     /**
      * Prefers weight files of a variant, such as "fp16". NULL: those of none.
      */
@@ -312,7 +316,7 @@ const char *dfn_last_error(void);
 dfn_status dfn_pipeline_options_default(struct dfn_pipeline_options *options, size_t struct_size);
 
 /**
- * Loads a model on the CPU.
+ * Loads a model.
  *
  * `path`: a folder in the diffusers layout (with model_index.json), UTF-8 on every system.
  * `options`: NULL for the defaults.
@@ -352,8 +356,9 @@ dfn_status dfn_generate_params_default(struct dfn_generate_params *params, size_
  * `bytes`: receives the bytes from the first row's start to the last row's end.
  * `width`, `height`: receive the size; NULL is allowed.
  *
- * Of the parameters it reads the size and the number of pictures. That the model can make pictures of
- * that size is checked by dfn_generate().
+ * Of the parameters it reads the size and the number of pictures.
+ *
+ * DFN_INVALID_ARGUMENT for sides that are not multiples of the model's factor.
  */
 dfn_status dfn_generate_size(const struct dfn_pipeline *pipeline,
                              const struct dfn_generate_params *params,

@@ -138,3 +138,57 @@ pub(crate) fn check_not_null<T>(pointer: *const T, name: &str) -> Result<(), Fai
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The second version of a struct: `b` was appended.
+    #[repr(C)]
+    #[derive(Debug, Clone, Copy, PartialEq)]
+    struct Second {
+        struct_size: usize,
+        a: u64,
+        b: u64,
+    }
+
+    /// What callers of the first version have.
+    #[repr(C)]
+    struct First {
+        struct_size: usize,
+        a: u64,
+    }
+
+    // SAFETY: `repr(C)`, a `usize` first, numbers.
+    unsafe impl Versioned for Second {
+        const NAME: &'static str = "second";
+        const MIN_SIZE: usize = std::mem::offset_of!(Self, b);
+        const DEFAULT: Self = Self {
+            struct_size: size_of::<Self>(),
+            a: 5,
+            b: 7,
+        };
+    }
+
+    #[test]
+    fn older_callers_get_defaults_and_keep_their_memory() {
+        let size = size_of::<First>();
+        let mut memory = [
+            First {
+                struct_size: size,
+                a: 1,
+            },
+            First {
+                struct_size: 99,
+                a: 99,
+            },
+        ];
+        // SAFETY: the first element's `struct_size` is its size.
+        let read = unsafe { read_struct(memory.as_ptr().cast::<Second>()) }.expect("old size");
+        assert_eq!((read.a, read.b), (1, 7));
+        // SAFETY: the first element has `size` bytes.
+        unsafe { write_struct(memory.as_mut_ptr().cast(), size, &Second::DEFAULT) }.expect("fits");
+        assert_eq!((memory[0].struct_size, memory[0].a), (size, 5));
+        assert_eq!((memory[1].struct_size, memory[1].a), (99, 99));
+    }
+}

@@ -23,8 +23,9 @@ thread_local! {
 /// `bytes`: receives the bytes from the first row's start to the last row's end.
 /// `width`, `height`: receive the size; NULL is allowed.
 ///
-/// Of the parameters it reads the size and the number of pictures. That the model can make pictures of
-/// that size is checked by dfn_generate().
+/// Of the parameters it reads the size and the number of pictures.
+///
+/// DFN_INVALID_ARGUMENT for sides that are not multiples of the model's factor.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dfn_generate_size(
     pipeline: *const dfn_pipeline,

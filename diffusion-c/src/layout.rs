@@ -2,8 +2,8 @@
 
 use diffusion_core::{Pipeline, RgbImage};
 
-use crate::params::dfn_generate_params;
-use crate::pipeline::default_size;
+use crate::params::{dfn_generate_params, sized};
+use crate::pipeline::narrow;
 use crate::status::Failure;
 
 /// RGBA, a byte each.
@@ -26,10 +26,8 @@ impl Layout {
         params: &dfn_generate_params,
         row_stride: usize,
     ) -> Result<Self, Failure> {
-        let default = default_size(pipeline)?;
-        let or_default = |side: u32, default: u32| if side == 0 { default } else { side };
-        let width = or_default(params.width, default.0);
-        let height = or_default(params.height, default.1);
+        let (width, height) = pipeline.image_size(&sized(params))?;
+        let (width, height) = narrow(width, height)?;
         if params.num_images == 0 {
             return Err(Failure::argument("num_images", "at least 1", 0));
         }

@@ -159,6 +159,18 @@ pub unsafe extern "C" fn dfn_generate_params_default(
     })
 }
 
+/// A request of the parameters' size, without a prompt.
+pub(crate) fn sized(params: &dfn_generate_params) -> GenerateRequest {
+    let mut request = GenerateRequest::txt2img("");
+    if params.width != 0 {
+        request = request.width(params.width as usize);
+    }
+    if params.height != 0 {
+        request = request.height(params.height as usize);
+    }
+    request
+}
+
 /// The request that the parameters describe.
 ///
 /// # Safety
@@ -172,18 +184,13 @@ pub(crate) unsafe fn request(params: &dfn_generate_params) -> Result<GenerateReq
             optional_text(params.scheduler, "scheduler")?,
         )
     };
-    let mut request = GenerateRequest::txt2img(prompt)
+    let mut request = sized(params)
+        .prompt(prompt)
         .negative_prompt(negative_prompt.unwrap_or_default())
         .num_steps(params.num_steps as usize)
         .num_images(params.num_images as usize)
         .batch_size(params.batch_size as usize)
         .guidance_scale(params.guidance_scale);
-    if params.width != 0 {
-        request = request.width(params.width as usize);
-    }
-    if params.height != 0 {
-        request = request.height(params.height as usize);
-    }
     // A value whose switch is off was meant to count.
     match (params.random_seed != 0, params.seed) {
         (false, seed) => request = request.seed(seed),

@@ -5,7 +5,7 @@ use std::mem::size_of;
 use std::ptr::{null, null_mut};
 
 use diffusion_core::Pipeline;
-use diffusion_core::device::parse_dtype;
+use diffusion_core::device::{parse_device, parse_dtype};
 
 use crate::abi::{Versioned, check_not_null, optional_text, read_struct, text, write_struct};
 use crate::status::{Failure, dfn_status, guard};
@@ -30,8 +30,10 @@ pub struct dfn_pipeline_options {
     /// Bytes of this struct in the caller's header.
     pub struct_size: usize,
     /// The number format that weights are held in: "float32", "float16" or "bfloat16". On the CPU the
-    /// arithmetic is float32 in all three. NULL: float32.
+    /// arithmetic is float32 in all three. NULL: float32 on the CPU, float16 elsewhere.
     pub dtype: *const c_char,
+    /// "cpu", "cuda" or "metal", with a number as "cuda:1" where there are several. NULL: "cpu".
+    pub device: *const c_char,
     /// Prefers weight files of a variant, such as "fp16". NULL: those of none.
     pub variant: *const c_char,
 }
@@ -44,6 +46,7 @@ unsafe impl Versioned for dfn_pipeline_options {
     const DEFAULT: Self = Self {
         struct_size: size_of::<Self>(),
         dtype: null(),
+        device: null(),
         variant: null(),
     };
 }
@@ -60,7 +63,7 @@ pub unsafe extern "C" fn dfn_pipeline_options_default(
     })
 }
 
-/// Loads a model on the CPU.
+/// Loads a model.
 ///
 /// `path`: a folder in the diffusers layout (with model_index.json), UTF-8 on every system.
 /// `options`: NULL for the defaults.
@@ -90,14 +93,18 @@ pub unsafe extern "C" fn dfn_pipeline_open(
         };
         let mut builder = Pipeline::builder().weights(path);
         // SAFETY: the header asks for NULL or text that ends in NUL.
-        let (dtype, variant) = unsafe {
+        let (dtype, device, variant) = unsafe {
             (
                 optional_text(options.dtype, "dtype")?,
+                optional_text(options.device, "device")?,
                 optional_text(options.variant, "variant")?,
             )
         };
         if let Some(dtype) = dtype {
             builder = builder.dtype(parse_dtype(dtype)?);
+        }
+        if let Some(device) = device {
+            builder = builder.device(parse_device(device)?);
         }
         if let Some(variant) = variant {
             builder = builder.variant(variant);
@@ -136,7 +143,8 @@ pub unsafe extern "C" fn dfn_pipeline_default_size(
         let pipeline = unsafe { borrow(pipeline) }?;
         check_not_null(width, "width")?;
         check_not_null(height, "height")?;
-        let size = default_size(pipeline)?;
+        let (default_width, default_height) = pipeline.default_size();
+        let size = narrow(default_width, default_height)?;
         // SAFETY: not null, and the header asks for pointers to write to.
         unsafe {
             width.write(size.0);
@@ -146,15 +154,14 @@ pub unsafe extern "C" fn dfn_pipeline_default_size(
     })
 }
 
-pub(crate) fn default_size(pipeline: &Pipeline) -> Result<(u32, u32), Failure> {
-    let (width, height) = pipeline.default_size();
+/// A size in the numbers that C has for it.
+pub(crate) fn narrow(width: usize, height: usize) -> Result<(u32, u32), Failure> {
     match (u32::try_from(width), u32::try_from(height)) {
         (Ok(width), Ok(height)) => Ok((width, height)),
-        _ => Err(Failure::argument(
-            "sample_size of the model",
-            "sides below 2^32",
-            format!("{width} x {height}"),
-        )),
+        _ => {
+            let found = format!("{width} x {height}");
+            Err(Failure::argument("size", "sides below 2^32", found))
+        }
     }
 }
 

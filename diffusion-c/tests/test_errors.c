@@ -69,6 +69,9 @@ static void test_open(const char *model, const char *broken)
     options.dtype = "\xc3";
     check_open_fails(DFN_INVALID_ARGUMENT, "dtype", model, &options);
     options.dtype = NULL;
+    options.device = "gpu";
+    check_open_fails(DFN_INVALID_ARGUMENT, "device", model, &options);
+    options.device = NULL;
     options.variant = "nonesuch";
     check_open_fails(DFN_FORMAT, "nonesuch", model, &options);
     options.variant = NULL;
@@ -111,11 +114,15 @@ static void test_sizes(void)
                 dfn_generate_size(pipeline, &params, 0, NULL, NULL, NULL));
     CHECK_FAILS(DFN_INVALID_ARGUMENT, "memory can hold",
                 dfn_generate_size(pipeline, &params, SIZE_MAX, &bytes, NULL, NULL));
-    params.width = params.height = params.num_images = UINT32_MAX;
+    params.width = params.height = UINT32_MAX - 7;
+    params.num_images = UINT32_MAX;
     CHECK_FAILS(DFN_INVALID_ARGUMENT, "memory can hold",
                 dfn_generate_size(pipeline, &params, 0, &bytes, NULL, NULL));
     params.num_images = 0;
     CHECK_FAILS(DFN_INVALID_ARGUMENT, "num_images",
+                dfn_generate_size(pipeline, &params, 0, &bytes, NULL, NULL));
+    params.width = 100;
+    CHECK_FAILS(DFN_INVALID_ARGUMENT, "width",
                 dfn_generate_size(pipeline, &params, 0, &bytes, NULL, NULL));
 }
 

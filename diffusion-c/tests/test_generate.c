@@ -218,7 +218,6 @@ static void *run_in_thread(void *expected)
         CHECK(memcmp(pixels, expected, PICTURE) == 0);
         free(pixels);
     }
-    params.width = 100;
     uint8_t pixel = 0;
     CHECK_FAILS(DFN_INVALID_ARGUMENT, "pixels_len",
                 dfn_generate(pipeline, &params, &pixel, 1, 0, NULL));

@@ -45,6 +45,33 @@ pub fn parse_dtype(name: &str) -> Result<DType> {
     }
 }
 
+/// Reads a device's name: `cpu`, `cuda` or `metal`, with a number as `cuda:1` where there are several.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] for an unknown name, [`Error::Unsupported`] if this build or machine has
+/// no such device.
+pub fn parse_device(name: &str) -> Result<Device> {
+    let (kind, ordinal) = name.split_once(':').unwrap_or((name, "0"));
+    let unknown = || {
+        Error::argument(
+            "device",
+            "cpu, cuda, metal or one with a number as cuda:1",
+            name,
+        )
+    };
+    let ordinal = ordinal.parse().map_err(|_| unknown())?;
+    let device = match kind {
+        "cpu" if ordinal == 0 => Ok(Device::Cpu),
+        "cuda" => Device::new_cuda(ordinal),
+        "metal" => Device::new_metal(ordinal),
+        _ => return Err(unknown()),
+    };
+    device.map_err(|e| {
+        let hint = format!("the device said: {e}; build with the feature {kind}, or use the cpu");
+        Error::unsupported(format!("device {name}"), hint)
+    })
+}
+
 /// Bytes of memory that the system can still give, where that can be told: free memory on the host,
 /// within the limit of its control group. `None` on a device other than the CPU.
 pub(crate) fn available_memory(device: &Device) -> Option<u64> {
@@ -59,4 +86,31 @@ pub(crate) fn available_memory(device: &Device) -> Option<u64> {
         _ => host,
     };
     (available > 0).then_some(available)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+
+    #[test]
+    fn names() -> Result<()> {
+        assert!(parse_device("cpu")?.is_cpu());
+        for name in ["", "gpu", "cpu:1", "cuda:x", "cuda:-1", ":"] {
+            let kind = parse_device(name).map(|_| ()).map_err(|e| e.kind());
+            assert_eq!(kind, Err(ErrorKind::InvalidArgument), "{name}");
+        }
+        assert_eq!(parse_dtype("torch.bfloat16")?, DType::BF16);
+        assert_eq!(parse_dtype("fp16")?, DType::F16);
+        assert!(parse_dtype("int8").is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn absent_devices_are_unsupported() {
+        if !candle_core::utils::cuda_is_available() {
+            let kind = parse_device("cuda").map(|_| ()).map_err(|e| e.kind());
+            assert_eq!(kind, Err(ErrorKind::Unsupported));
+        }
+    }
 }

@@ -22,7 +22,7 @@ mod _native {
     #[allow(non_upper_case_globals, reason = "Python's name for it")]
     const __version__: &str = env!("CARGO_PKG_VERSION");
 
-    /// The short names of the schedulers; see `diffusion_py.schedulers`.
+    /// The names of the schedulers, for `Pipeline.generate`; each may end in `_karras`.
     #[pyfunction]
     fn schedulers() -> Vec<&'static str> {
         diffusion_core::scheduler::names().collect()

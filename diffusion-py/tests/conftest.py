@@ -36,7 +36,9 @@ def pipe():
 def recorded():
     """A function from a case's name to its settings and tensors."""
     goldens = ROOT / "tests/goldens"
-    cases = {case["name"]: case for case in json.loads((goldens / "runs.json").read_text())["cases"]}
+    cases = {
+        case["name"]: case for case in json.loads((goldens / "runs.json").read_text())["cases"]
+    }
     return lambda name: (cases[name], read_safetensors(goldens / f"runs/{name}.safetensors"))
 
 

@@ -33,12 +33,13 @@ def test_preview_inside_the_callback(pipe, short):
     assert [preview.size for preview in previews] == [(128, 128)] * 4
 
 
-def test_cancel(pipe, short):
+@pytest.mark.parametrize("kind", [bool, np.bool_])
+def test_cancel(pipe, short, kind):
     steps = []
 
     def stop_at_two(progress):
         steps.append(progress.step)
-        return progress.step < 2
+        return kind(progress.step < 2)
 
     with pytest.raises(diffusion_py.Cancelled, match="step 2 of 4"):
         pipe.generate(**short, callback=stop_at_two)

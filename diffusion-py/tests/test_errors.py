@@ -18,7 +18,7 @@ def test_missing_path(tmp_path):
 
 
 def test_not_a_model_folder(tmp_path):
-    with pytest.raises(diffusion_py.NotFoundError, match="model_index.json"):
+    with pytest.raises(diffusion_py.FormatError, match="model_index"):
         Pipeline.from_pretrained(tmp_path)
 
 
@@ -30,7 +30,7 @@ def broken(tmp_path):
 
 def test_damaged_file(broken):
     (broken / "unet/config.json").write_text("{")
-    with pytest.raises(diffusion_py.FormatError, match="config.json") as caught:
+    with pytest.raises(diffusion_py.FormatError, match="config") as caught:
         Pipeline.from_pretrained(broken)
     assert isinstance(caught.value, ValueError)
 
@@ -53,7 +53,9 @@ def test_unknown_model(broken):
         Pipeline.from_pretrained(broken)
 
 
-@pytest.mark.parametrize("arguments", [{"dtype": "int8"}, {"device": "abacus"}, {"device": "cuda:x"}])
+@pytest.mark.parametrize(
+    "arguments", [{"dtype": "int8"}, {"device": "abacus"}, {"device": "cuda:x"}]
+)
 def test_bad_load_arguments(arguments):
     with pytest.raises(diffusion_py.InvalidArgumentError, match=next(iter(arguments))):
         Pipeline.from_pretrained(EMOJI, **arguments)
@@ -104,7 +106,7 @@ def test_bad_arguments(pipe, name, value):
     ],
 )
 def test_wrong_types(pipe, name, value):
-    with pytest.raises((TypeError, ValueError)):
+    with pytest.raises(TypeError):
         pipe.generate(**{"prompt": PROMPT, "num_inference_steps": 2, name: value})
 
 

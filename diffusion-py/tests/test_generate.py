@@ -6,6 +6,7 @@ import json
 import diffusion_py
 import numpy as np
 import pytest
+from conftest import EMOJI
 
 
 def test_same_seed_same_picture(pipe, short):
@@ -75,18 +76,18 @@ class HasArray:
 def test_latents_in(pipe, short, recorded):
     _, tensors = recorded("emoji_ddim")
     noise = tensors["initial_noise"]
-    by_seed = pipe.generate(**short).images[0].tobytes()
+    by_seed = np.asarray(pipe.generate(**short).images[0], int)
     del short["seed"]
-    flat = array.array("f", noise.ravel())
+    by_noise = np.asarray(pipe.generate(**short, latents=noise).images[0])
+    # Not to the bit: PyTorch's vectorized logarithm and cosine round differently from ours.
+    assert np.abs(by_noise - by_seed).max() <= 2
+
+    flat = memoryview(array.array("f", noise.ravel()))
     wide = np.zeros((1, 4, 16, 32), np.float32)
     wide[..., ::2] = noise
-    for latents in [
-        noise,
-        HasArray(noise),
-        wide[..., ::2],
-        memoryview(flat).cast("B").cast("f", [1, 4, 16, 16]),
-    ]:
-        assert pipe.generate(**short, latents=latents).images[0].tobytes() == by_seed
+    for latents in [HasArray(noise), wide[..., ::2], flat.cast("B").cast("f", noise.shape)]:
+        again = pipe.generate(**short, latents=latents).images[0]
+        assert again.tobytes() == by_noise.tobytes()
 
 
 def test_latents_set_the_size(pipe, short):
@@ -131,10 +132,7 @@ def test_schedulers():
 
 
 def test_dtypes(short):
-    # The fixture's folder again: the weights in another number format, and a dtype as PyTorch prints it.
-    from conftest import EMOJI
-
-    class Dtype:
+    class Dtype:  # As PyTorch's print.
         def __str__(self):
             return "torch.float16"
 

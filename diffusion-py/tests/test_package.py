@@ -78,6 +78,14 @@ def test_everything_public_has_a_docstring():
 
 def test_example(tmp_path):
     example = ROOT / "examples/python/txt2img.py"
-    command = [sys.executable, example, "a red heart, flat style", "--steps", "2", "-o", "heart.png"]
+    command = [
+        sys.executable,
+        example,
+        "a red heart, flat style",
+        "--steps",
+        "2",
+        "-o",
+        "heart.png",
+    ]
     subprocess.run(command, check=True, cwd=tmp_path)
     assert (tmp_path / "heart.png").read_bytes().startswith(b"\x89PNG")

@@ -1,7 +1,7 @@
 """A prompt becomes a picture.
 
-`python txt2img.py "a red heart, flat style"` runs the small model of this repository; `--model` takes
-any folder in the diffusers layout. Needs `diffusion-py[pil]`.
+`python txt2img.py "a red heart, flat style"` runs the small model of this repository; `--model`
+takes any folder in the diffusers layout. Needs `diffusion-py[pil]`.
 """
 
 import argparse
@@ -29,7 +29,9 @@ def parse_args():
     add("--seed", type=int, default=1, help="seed of the first picture")
     add("--count", type=int, default=1, help="number of pictures, of one seed after another")
     names = ", ".join(diffusion_py.schedulers())
-    add("--scheduler", help=f"{names}, each with _karras at its end if wanted; else the model's own")
+    add(
+        "--scheduler", help=f"{names}, each with _karras at its end if wanted; else the model's own"
+    )
     add("--dtype", help="float32, float16 or bfloat16: how weights are held")
     add("--device", default="cpu", help="cpu, cuda, cuda:1, metal")
     add("-o", "--output", type=Path, default=Path("out.png"), help="where the picture goes")
@@ -40,7 +42,12 @@ def show(progress):
     done = round(40 * progress.fraction)
     bar = "#" * done + "-" * (40 - done)
     end = "\n" if progress.fraction == 1 else ""
-    print(f"\r{bar} step {progress.step} of {progress.num_steps}", end=end, file=sys.stderr, flush=True)
+    print(
+        f"\r{bar} step {progress.step} of {progress.num_steps}",
+        end=end,
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def main():

@@ -64,6 +64,12 @@ impl GenerateRequest {
         }
     }
 
+    /// What the picture shall show, in place of what the constructor was given.
+    pub fn prompt(mut self, prompt: impl Into<String>) -> Self {
+        self.prompt = prompt.into();
+        self
+    }
+
     /// What the picture shall not show; it counts where guidance is on. Default: nothing.
     pub fn negative_prompt(mut self, negative_prompt: impl Into<String>) -> Self {
         self.negative_prompt = negative_prompt.into();

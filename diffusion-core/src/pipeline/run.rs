@@ -187,6 +187,29 @@ impl Pipeline {
         self.vae.decode(&self.vae.unscale(latents)?)
     }
 
+    /// `(width, height)` of a request's pictures: its own, that of its latents, or the default.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for sides that are not multiples of the autoencoder's factor.
+    pub fn image_size(&self, request: &GenerateRequest) -> Result<(usize, usize)> {
+        let factor = self.vae.downscale();
+        let default = match request.latents.as_ref().map(Tensor::dims) {
+            Some(&[_, _, height, width]) => (width * factor, height * factor),
+            _ => self.default_size(),
+        };
+        let size = (
+            request.width.unwrap_or(default.0),
+            request.height.unwrap_or(default.1),
+        );
+        for (name, side) in [("width", size.0), ("height", size.1)] {
+            if side == 0 || side % factor != 0 {
+                let expected = format!("a multiple of {factor} pixels, at least {factor}");
+                return Err(Error::argument(name, expected, side));
+            }
+        }
+        Ok(size)
+    }
+
     fn sample_checked(
         &self,
         conditioning: &Conditioning,
@@ -287,7 +310,7 @@ impl Pipeline {
                 format!("it takes models of {expected}; others need a picture too"),
             ));
         }
-        let (width, height) = self.check_size(request)?;
+        let (width, height) = self.image_size(request)?;
         self.check_memory(width, height, batch_size.min(num_images))?;
         let latents = self.check_latents(request, width, height)?;
         let (scheduler, noise) = self.resolve_scheduler(request)?;
@@ -303,25 +326,6 @@ impl Pipeline {
             noise,
             latents,
         })
-    }
-
-    fn check_size(&self, request: &GenerateRequest) -> Result<(usize, usize)> {
-        let factor = self.vae.downscale();
-        let default = match request.latents.as_ref().map(Tensor::dims) {
-            Some(&[_, _, height, width]) => (width * factor, height * factor),
-            _ => self.default_size(),
-        };
-        let size = (
-            request.width.unwrap_or(default.0),
-            request.height.unwrap_or(default.1),
-        );
-        for (name, side) in [("width", size.0), ("height", size.1)] {
-            if side == 0 || side % factor != 0 {
-                let expected = format!("a multiple of {factor} pixels, at least {factor}");
-                return Err(Error::argument(name, expected, side));
-            }
-        }
-        Ok(size)
     }
 
     fn check_latents(

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 from os import PathLike
-from typing import Any, final
+from typing import Any, SupportsFloat, final
 
 import numpy
 
 __version__: str
 
-def schedulers() -> list[str]: ...
+def schedulers() -> list[str]:
+    """The names of the schedulers, for ``Pipeline.generate``; each may end in ``_karras``."""
+
 @final
 class Progress:
     """Where a run is: the argument of the ``callback`` of ``Pipeline.generate``.
@@ -34,7 +36,7 @@ class Progress:
 
     @property
     def sigma(self) -> float:
-        """The noise level that the latents have now: clean latents plus ``sigma`` times unit noise."""
+        """The noise level of the latents: they are clean ones plus ``sigma`` times unit noise."""
 
     @property
     def fraction(self) -> float:
@@ -62,13 +64,13 @@ class NativePipeline:
         *,
         negative_prompt: str | None,
         num_steps: int,
-        guidance_scale: float,
+        guidance_scale: SupportsFloat,
         width: int | None,
         height: int | None,
         seed: int | None,
         num_images: int,
         batch_size: int,
-        eta: float | None,
+        eta: SupportsFloat | None,
         scheduler_name: str | None,
         scheduler_config: str | None,
         latents: tuple[bytes, list[int]] | None,

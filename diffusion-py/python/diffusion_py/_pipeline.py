@@ -28,11 +28,11 @@ OutputType = Literal["pil", "np", "latent"]
 class Output:
     """The result of :meth:`Pipeline.generate`."""
 
+    # `Any`, because a union would make every caller narrow it.
     images: Any
     """By ``output_type``: ``"pil"``: a list of ``PIL.Image.Image`` (RGB); ``"np"``: a float32 array
     ``(n, height, width, 3)`` from 0 to 1; ``"latent"``: a float32 array
     ``(n, channels, height / 8, width / 8)`` of clean latents, scaled for the UNet."""
-    # `Any`, because a union would make every caller narrow it.
 
     seeds: list[int]
     """The seed of each picture: a call with it and ``num_images=1`` gives the same again."""
@@ -71,11 +71,12 @@ class Pipeline:
         Args:
             path: The folder with ``model_index.json``.
             dtype: The number format that weights are held in: ``"float32"``, ``"float16"``,
-                ``"bfloat16"``, or an object that prints as one, such as ``torch.float16``. On the CPU
-                the arithmetic is float32 in all three. Default: float32 on the CPU, float16 elsewhere.
+                ``"bfloat16"``, or an object that prints as one, such as ``torch.float16``. On the
+                CPU the arithmetic is float32 in all three. Default: float32 on the CPU, float16
+                elsewhere.
             variant: Prefers weight files of this variant, such as ``"fp16"``.
-            device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"metal"`` (or ``"mps"``), or an object that
-                prints as one, such as a ``torch.device``.
+            device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"metal"`` (or ``"mps"``), or an object
+                that prints as one, such as a ``torch.device``.
 
         Raises:
             NotFoundError: The folder or a part of it is missing.
@@ -113,65 +114,70 @@ class Pipeline:
         """Makes pictures from a prompt.
 
         Args:
-            prompt: What the pictures shall show. Tokens above the model's limit are left out and told
-                in ``Output.warnings``.
+            prompt: What the pictures shall show. Tokens above the model's limit are left out and
+                told in ``Output.warnings``.
             negative_prompt: What they shall not show; it counts where guidance is on.
             num_inference_steps: Number of steps, from 1 to the model's timesteps (1000).
-            guidance_scale: How far the pictures follow the prompt (classifier-free guidance), finite and
-                at least 0. At most 1 means without guidance, in half the time.
-            width: In pixels, a multiple of the autoencoder's factor (8). Default: that of the model.
+            guidance_scale: How far the pictures follow the prompt (classifier-free guidance),
+                finite and at least 0. At most 1 means without guidance, in half the time.
+            width: In pixels, a multiple of the autoencoder's factor (8). Default: that of the
+                model.
             height: As ``width``.
-            seed: The seed of the first picture, from 0 to 2**64 - 1; the next pictures have the seeds
-                that follow. The noise is that of a ``torch.Generator("cpu")`` with this seed; its lower
-                32 bits count. Default: a random one, told in ``Output.seeds``.
+            seed: The seed of the first picture, from 0 to 2**64 - 1; the next pictures have the
+                seeds that follow. The noise is that of a ``torch.Generator("cpu")`` with this seed;
+                its lower 32 bits count. Default: a random one, told in ``Output.seeds``.
             num_images: Number of pictures, at least 1.
-            batch_size: How many of them are worked on at once, at least 1. More is faster on a GPU and
-                takes more memory; 1 gives each picture the same bits whatever stands beside it.
-            eta: The share of fresh noise in each step, from 0 to 1, for schedulers that have one (DDIM).
-                Default: the scheduler's own.
-            scheduler: A name of :func:`schedulers` or of a diffusers class, with ``_karras`` at its end
-                for the noise levels of Karras et al. (``"euler"``, ``"dpmpp_2m_karras"``,
-                ``"DDIMScheduler"``); or a diffusers scheduler configuration as a mapping or as JSON,
-                where the model's own speaks for absent fields. Default: the model's own.
+            batch_size: How many of them are worked on at once, at least 1. More is faster on a GPU
+                and takes more memory; 1 gives each picture the same bits whatever stands beside it.
+            eta: The share of fresh noise in each step, from 0 to 1, for schedulers that have one
+                (DDIM). Default: the scheduler's own.
+            scheduler: A name of :func:`schedulers` or of a diffusers class, with ``_karras`` at its
+                end for the noise levels of Karras et al. (``"euler"``, ``"dpmpp_2m_karras"``,
+                ``"DDIMScheduler"``); or a diffusers scheduler configuration as a mapping or as
+                JSON, where the model's own speaks for absent fields. Default: the model's own.
             latents: The noise to start from, in place of the seed's: float32 of unit variance,
-                ``(num_images, channels, height / 8, width / 8)``, as a numpy array, a PyTorch tensor
-                on the CPU, or anything else with the buffer protocol or ``__array__``. It sets the size,
-                where ``width`` and ``height`` do not.
+                ``(num_images, channels, height / 8, width / 8)``, as a numpy array, a PyTorch
+                tensor on the CPU, or anything else with the buffer protocol or ``__array__``. It
+                sets the size, where ``width`` and ``height`` do not.
             output_type: What ``Output.images`` holds: ``"pil"`` (needs Pillow), ``"np"`` or
                 ``"latent"`` (both need numpy).
             callback: Called with a :class:`Progress` after each step, in the calling thread. If it
                 returns ``False`` the run stops with :class:`Cancelled`; an exception that it raises
-                stops the run and comes out of this call.
+                stops the run and comes out of this call. Ctrl-C, too, takes effect between steps.
 
         Raises:
             InvalidArgumentError: An argument is out of range or does not fit the model.
-            UnsupportedError: This version does not know the scheduler, or cannot make pictures from a
-                prompt alone with this model.
+            UnsupportedError: This version does not know the scheduler, or cannot make pictures from
+                a prompt alone with this model.
             OutOfMemoryError: The pictures would not fit into memory.
             Cancelled: ``callback`` returned ``False``.
             DeviceError: The device failed.
             ImportError: ``output_type`` needs a package that is not installed.
         """
         _check_output_type(output_type)
+        if callback is not None and not callable(callback):
+            raise TypeError(f"callback: expected a function, found {type(callback).__name__}")
         name, config = _scheduler(scheduler)
         raw, seeds, warnings, (encode, sample) = self._native.generate_latents(
             prompt,
             negative_prompt=negative_prompt,
             num_steps=_whole("num_inference_steps", num_inference_steps),
-            guidance_scale=float(guidance_scale),
+            guidance_scale=guidance_scale,
             width=None if width is None else _whole("width", width),
             height=None if height is None else _whole("height", height),
             seed=None if seed is None else _whole("seed", seed),
             num_images=_whole("num_images", num_images),
             batch_size=_whole("batch_size", batch_size),
-            eta=None if eta is None else float(eta),
+            eta=eta,
             scheduler_name=name,
             scheduler_config=config,
             latents=None if latents is None else _arrays.from_array(latents),
             callback=callback,
         )
         start = time.perf_counter()
-        images = _arrays.to_numpy(*raw) if output_type == "latent" else self._decode(*raw, output_type)
+        images = (
+            _arrays.to_numpy(*raw) if output_type == "latent" else self._decode(*raw, output_type)
+        )
         timings = {"encode": encode, "sample": sample, "decode": time.perf_counter() - start}
         return Output(images, seeds, warnings, timings)
 
@@ -182,8 +188,8 @@ class Pipeline:
         ``Progress.denoised``.
 
         Args:
-            latents: Float32, ``(n, channels, height / 8, width / 8)``, scaled for the UNet; of the types
-                that :meth:`generate` takes.
+            latents: Float32, ``(n, channels, height / 8, width / 8)``, scaled for the UNet; of the
+                types that :meth:`generate` takes.
             output_type: ``"pil"`` or ``"np"``.
 
         Returns:
@@ -234,14 +240,16 @@ def _scheduler(scheduler: str | Mapping[str, Any] | None) -> tuple[str | None, s
         try:
             config = json.loads(scheduler)
         except ValueError as error:
-            raise InvalidArgumentError(f"scheduler: expected a name or JSON, found {error}") from None
+            raise InvalidArgumentError(
+                f"scheduler: expected a name or JSON, found {error}"
+            ) from None
     if config is None:
         return None, None
     if not isinstance(config, Mapping):
         found = type(config).__name__
         raise TypeError(f"scheduler: expected a name, a mapping or JSON, found {found}")
-    # diffusers writes infinite values, such as `lambda_min_clipped`, which JSON does not have. They mean
-    # "no limit", as null does.
+    # diffusers writes infinite values, such as `lambda_min_clipped`, which JSON does not have. They
+    # mean "no limit", as null does.
     finite = {
         key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in config.items()

@@ -78,7 +78,7 @@ pub struct UNet {
 
 impl UNet {
     /// Reads the tensors. Weights are held as `dtype`; arithmetic is
-    /// [`compute_dtype`](crate::device::compute_dtype).
+    /// [`compute_dtype`].
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] if the configuration does not fit together, [`Error::Weights`] if

@@ -1,0 +1,24 @@
+# `make test` runs every test, `make ci` what a change must pass.
+
+.PHONY: test test-rust test-c test-python lint docs ci
+
+test: test-rust test-c test-python
+
+# Release mode: the tests run whole models.
+test-rust:
+	cargo test --release --locked --workspace --exclude diffusion-py
+
+test-c:
+	diffusion-c/test.sh
+
+test-python:
+	diffusion-py/test.sh
+
+lint:
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+
+docs:
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
+
+ci: lint docs test
