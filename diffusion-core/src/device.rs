@@ -45,7 +45,8 @@ pub fn parse_dtype(name: &str) -> Result<DType> {
     }
 }
 
-/// Reads a device's name: `cpu`, `cuda` or `metal`, with a number as `cuda:1` where there are several.
+/// Reads a device's name: `cpu`, `cuda` or `metal` (PyTorch's `mps`), with a number as `cuda:1` where
+/// there are several.
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] for an unknown name, [`Error::Unsupported`] if this build or machine has
@@ -63,11 +64,11 @@ pub fn parse_device(name: &str) -> Result<Device> {
     let device = match kind {
         "cpu" if ordinal == 0 => Ok(Device::Cpu),
         "cuda" => Device::new_cuda(ordinal),
-        "metal" => Device::new_metal(ordinal),
+        "metal" | "mps" => Device::new_metal(ordinal),
         _ => return Err(unknown()),
     };
     device.map_err(|e| {
-        let hint = format!("the device said: {e}; build with the feature {kind}, or use the cpu");
+        let hint = format!("{e}; build for it with the feature cuda or metal, or use the cpu");
         Error::unsupported(format!("device {name}"), hint)
     })
 }

@@ -2,7 +2,6 @@
 //! What users call is in `python/diffusion_py`.
 
 mod arrays;
-mod device;
 mod error;
 mod pipeline;
 mod progress;

@@ -3,13 +3,12 @@
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
-use diffusion_core::device::parse_dtype;
+use diffusion_core::device::{parse_device, parse_dtype};
 use diffusion_core::{Device, Error, GenerateRequest, Pipeline, Tensor};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 
 use crate::arrays::{self, PyRaw, Raw};
-use crate::device::parse_device;
 use crate::error;
 use crate::progress::Progress;
 

@@ -250,3 +250,19 @@ fn builders_without_parts() {
         "{error}"
     );
 }
+
+#[test]
+fn latents_of_another_shape_are_not_decoded() -> TestResult {
+    let pipe = pipeline()?;
+    for shape in [
+        &[1, 3, 16, 16][..],
+        &[4, 16, 16],
+        &[0, 4, 16, 16],
+        &[1, 4, 0, 16],
+    ] {
+        let latents = Tensor::zeros(shape, DType::F32, &Device::Cpu)?;
+        let error = pipe.decode(&latents).expect_err("another shape");
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
+    }
+    Ok(())
+}

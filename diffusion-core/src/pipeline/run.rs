@@ -170,7 +170,7 @@ impl Pipeline {
     /// `latents`: `(batch, channels, height / 8, width / 8)`, scaled for the UNet.
     ///
     /// # Errors
-    /// [`Error::Tensor`] if the shape does not fit.
+    /// [`Error::InvalidArgument`] if the shape does not fit.
     pub fn decode(&self, latents: &Tensor) -> Result<Vec<RgbImage>> {
         media::to_rgb8(&self.decode_tensor(latents)?)
     }
@@ -182,8 +182,16 @@ impl Pipeline {
     /// `(batch, 3, height, width)`, f32, about `[-1, 1]`.
     ///
     /// # Errors
-    /// [`Error::Tensor`] if the shape does not fit.
+    /// [`Error::InvalidArgument`] if the shape does not fit.
     pub fn decode_tensor(&self, latents: &Tensor) -> Result<Tensor> {
+        let channels = self.vae.latent_channels();
+        match latents.dims() {
+            &[_, found, _, _] if found == channels && latents.elem_count() > 0 => {}
+            dims => {
+                let expected = format!("shape (batch, {channels}, height, width)");
+                return Err(Error::argument("latents", expected, format!("{dims:?}")));
+            }
+        }
         self.vae.decode(&self.vae.unscale(latents)?)
     }
 

@@ -75,14 +75,15 @@ class Pipeline:
                 CPU the arithmetic is float32 in all three. Default: float32 on the CPU, float16
                 elsewhere.
             variant: Prefers weight files of this variant, such as ``"fp16"``.
-            device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"metal"`` (or ``"mps"``), or an object
-                that prints as one, such as a ``torch.device``.
+            device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"metal"``, or an object that prints as
+                one, such as ``torch.device("cuda")``.
 
         Raises:
             NotFoundError: The folder or a part of it is missing.
             FormatError: A file is damaged.
             WeightsError: Tensors do not fit their configuration.
-            UnsupportedError: This version or build does not know the model or the device.
+            UnsupportedError: This version does not know the model, or this build or machine
+                lacks the device.
             InvalidArgumentError: ``dtype`` or ``device`` is not one of the names above.
         """
         name = None if dtype is None else str(dtype)
