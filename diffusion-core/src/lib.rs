@@ -42,3 +42,8 @@ pub use image::RgbImage;
 pub use model::{TextEncoder, Tokenizer, UNet, Vae};
 pub use pipeline::{Conditioning, GenerateRequest, Generated, Pipeline, Progress, Warning};
 pub use scheduler::{Ddim, DpmPp2m, Euler, Scheduler, Solver, Step};
+
+/// The README's quickstart, compiled as a doc test.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub struct ReadmeQuickstart;
