@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use diffusion_core::{Error, ErrorKind, Pipeline};
+use diffusion_core::{Error, ErrorKind, GenerateRequest, Pipeline};
 use diffusion_tests::{TestResult, model_path};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -277,6 +277,60 @@ fn settings_that_are_not_known_are_named() -> TestResult {
             ErrorKind::InvalidArgument,
         ),
         (
+            "unet/config.json",
+            "block_out_channels",
+            json!([0, 0]),
+            ErrorKind::InvalidArgument,
+        ),
+        (
+            "unet/config.json",
+            "block_out_channels",
+            json!(vec![8; 65]),
+            ErrorKind::InvalidArgument,
+        ),
+        (
+            "unet/config.json",
+            "cross_attention_dim",
+            json!(u64::MAX),
+            ErrorKind::Format,
+        ),
+        (
+            "unet/config.json",
+            "layers_per_block",
+            json!(1u64 << 40),
+            ErrorKind::Format,
+        ),
+        (
+            "unet/config.json",
+            "layers_per_block",
+            json!(1 << 20),
+            ErrorKind::Weights,
+        ),
+        (
+            "unet/config.json",
+            "cross_attention_dim",
+            json!(1 << 24),
+            ErrorKind::Weights,
+        ),
+        (
+            "vae/config.json",
+            "latent_channels",
+            json!(1 << 24),
+            ErrorKind::Weights,
+        ),
+        (
+            "text_encoder/config.json",
+            "num_hidden_layers",
+            json!(1 << 24),
+            ErrorKind::Weights,
+        ),
+        (
+            "text_encoder/config.json",
+            "vocab_size",
+            json!(-1),
+            ErrorKind::Format,
+        ),
+        (
             "vae/config.json",
             "_class_name",
             json!("VQModel"),
@@ -299,12 +353,6 @@ fn settings_that_are_not_known_are_named() -> TestResult {
             "hidden_act",
             json!("tanh"),
             ErrorKind::Format,
-        ),
-        (
-            "scheduler/scheduler_config.json",
-            "_class_name",
-            json!("NoSuchScheduler"),
-            ErrorKind::Unsupported,
         ),
         (
             "scheduler/scheduler_config.json",
@@ -351,5 +399,28 @@ fn shard_lists() -> TestResult {
         let error = open_error(folder.path())?;
         assert_eq!(error.kind(), kind, "{content}: {error}");
     }
+    Ok(())
+}
+
+#[test]
+fn an_unknown_scheduler_is_an_error_until_a_request_names_another() -> TestResult {
+    let folder = copy()?;
+    edit_json(
+        &folder.path().join("scheduler/scheduler_config.json"),
+        |config| {
+            config["_class_name"] = json!("NoSuchScheduler");
+        },
+    )?;
+    let pipe = Pipeline::builder().weights(folder.path()).build()?;
+    assert!(pipe.scheduler().is_none());
+    let request = GenerateRequest::txt2img("a cat")
+        .num_steps(2)
+        .size(64, 64)
+        .seed(0);
+    let error = pipe.generate(&request).expect_err("an unknown scheduler");
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert!(error.to_string().contains("\"NoSuchScheduler\""), "{error}");
+    let named = pipe.generate(&request.scheduler_name("ddim"))?;
+    assert_eq!(named.images.len(), 1);
     Ok(())
 }

@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::config::parse;
+use super::config::parse_model;
 use crate::error::{Error, Result};
 use crate::nn::{
     Activation, ActivationFunction, LayerNorm, Linear, Mask, Params, TensorSource, attention,
@@ -198,7 +198,7 @@ impl TextEncoder {
     /// [`Error::Format`] if it is not one of a CLIP text model.
     pub fn parse_config(path: &Path, json: &Value) -> Result<ClipTextConfig> {
         // A whole CLIP model's configuration has the text model's inside.
-        parse(path, json.get("text_config").unwrap_or(json))
+        parse_model(path, json.get("text_config").unwrap_or(json))
     }
 
     /// The configuration that the model was built from.

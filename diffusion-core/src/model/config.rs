@@ -71,6 +71,45 @@ fn replace_non_finite(text: &str) -> String {
         .replace("NaN", "null")
 }
 
+/// No number in a model's configuration is as large: counts of channels, layers, tokens and pixels.
+const MAX_NUMBER: u64 = 1 << 24;
+
+/// Parses a model's configuration.
+///
+/// # Errors
+/// [`Error::Format`] with `path` and the parser's reason, or for a number that no model has.
+pub fn parse_model<T: DeserializeOwned>(path: &Path, json: &Value) -> Result<T> {
+    for (name, value) in json.as_object().into_iter().flatten() {
+        if let Some(number) = largest(value).filter(|&number| number > MAX_NUMBER) {
+            let reason = format!("{name}: expected at most {MAX_NUMBER}, found {number}");
+            return Err(Error::format(path, reason));
+        }
+    }
+    parse(path, json)
+}
+
+fn largest(value: &Value) -> Option<u64> {
+    match value {
+        Value::Array(values) => values.iter().filter_map(largest).max(),
+        value => value.as_u64(),
+    }
+}
+
+/// Checks that a model has some levels, each with some channels, and not absurdly many.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] if not.
+pub fn check_levels(name: &'static str, channels: &[usize]) -> Result<()> {
+    if (1..=MAX_LEVELS).contains(&channels.len()) && channels.iter().all(|&count| count > 0) {
+        return Ok(());
+    }
+    let expected = format!("1 to {MAX_LEVELS} levels of at least 1 channel");
+    Err(Error::argument(name, expected, format!("{channels:?}")))
+}
+
+/// The most levels of a model; each halves the picture.
+const MAX_LEVELS: usize = 16;
+
 /// Parses a configuration.
 ///
 /// # Errors

@@ -117,10 +117,10 @@ impl Conv2d {
             let kind = Kind::Pointwise(Linear::from_conv1x1(params, input, output)?);
             return Ok(Self { kind });
         }
-        let weight = params.tensor("weight", &[output, input, height, width])?;
-        let weight = weight
-            .permute((0, 2, 3, 1))?
-            .reshape((output, height * width * input))?;
+        let weight = params.tensor_as("weight", &[output, input, height, width], |weight| {
+            let channels_last = weight.permute((0, 2, 3, 1))?;
+            Ok(channels_last.reshape((output, height * width * input))?)
+        })?;
         let bias = config
             .bias
             .then(|| params.tensor("bias", &[output]))

@@ -28,9 +28,9 @@ impl Linear {
     /// # Errors
     /// If reading fails.
     pub fn from_conv1x1(params: Params<'_>, input: usize, output: usize) -> Result<Self> {
-        let weight = params
-            .tensor("weight", &[output, input, 1, 1])?
-            .reshape((output, input))?;
+        let weight = params.tensor_as("weight", &[output, input, 1, 1], |weight| {
+            Ok(weight.reshape((output, input))?)
+        })?;
         let bias = Some(params.tensor("bias", &[output])?);
         Ok(Self { weight, bias })
     }

@@ -56,6 +56,9 @@ pub(crate) fn missing(source_name: String, name: &str) -> Error {
     }))
 }
 
+/// As many tensors are missing where a configuration asks for absurdly many layers.
+const MAX_MISSING: usize = 10_000;
+
 /// What a model's construction asked for so far.
 #[derive(Default)]
 struct Record {
@@ -138,15 +141,31 @@ impl Params<'_> {
     /// The tensor `name` of this place.
     ///
     /// # Errors
-    /// Only if reading fails; a missing or misshapen tensor is reported by [`build`](Params::build).
+    /// If reading fails, or if so much is missing that the configuration must be of another model; other
+    /// missing or misshapen tensors are reported by [`build`](Params::build).
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        self.tensor_as(name, shape, Ok)
+    }
+
+    /// The tensor `name` of this place, laid out anew by `convert`.
+    ///
+    /// # Errors
+    /// As [`tensor`](Self::tensor), or what `convert` returns.
+    pub fn tensor_as(
+        &self,
+        name: &str,
+        shape: &[usize],
+        convert: impl FnOnce(Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
         let full = self.full_name(name);
         let root = self.root;
         let found = root.source.shape(&full);
         let mut record = root.record.borrow_mut();
         record.used.insert(full.clone());
         match found {
-            Some(found) if found == shape => root.source.load(&full, root.dtype, root.device),
+            Some(found) if found == shape => {
+                return convert(root.source.load(&full, root.dtype, root.device)?);
+            }
             Some(found) => {
                 let expected = shape.to_vec();
                 record.report.misshapen.push(ShapeMismatch {
@@ -154,13 +173,17 @@ impl Params<'_> {
                     expected,
                     found,
                 });
-                self.stand_in(shape)
             }
-            None => {
-                record.report.missing.push(full);
-                self.stand_in(shape)
-            }
+            None => record.report.missing.push(full),
         }
+        if record.report.missing.len() > MAX_MISSING {
+            let report = WeightsError {
+                source_name: root.source.name(),
+                ..record.report.clone()
+            };
+            return Err(Error::Weights(Box::new(report)));
+        }
+        self.stand_in(shape)
     }
 
     /// A tensor without memory behind it; `build` fails before anybody reads it.

@@ -123,10 +123,10 @@ impl PipelineBuilder {
             Some(noise) => noise,
             None => noise_schedule(&scheduler_config)?,
         };
-        let scheduler = match self.scheduler {
-            Some(scheduler) => scheduler,
-            None => scheduler::from_config(&scheduler_config)?,
-        };
+        // A scheduler that is not known is an error of the first request that names no other.
+        let scheduler = self
+            .scheduler
+            .or_else(|| scheduler::from_config(&scheduler_config).ok());
 
         // With a second text encoder the first alone would mean another prompt than the model's.
         let single = folder

@@ -32,7 +32,8 @@ pub struct Pipeline {
     unet: UNet,
     vae: Vae,
     noise: NoiseSchedule,
-    scheduler: Arc<dyn Scheduler>,
+    /// `None` where the folder's own is not known; requests must then name one.
+    scheduler: Option<Arc<dyn Scheduler>>,
     scheduler_config: Value,
     device: Device,
 }
@@ -68,9 +69,10 @@ impl Pipeline {
         &self.noise
     }
 
-    /// The scheduler of requests that name none.
-    pub fn scheduler(&self) -> &dyn Scheduler {
-        &*self.scheduler
+    /// The scheduler of requests that name none; `None` if the model's own is not known, and requests must
+    /// name one.
+    pub fn scheduler(&self) -> Option<&dyn Scheduler> {
+        self.scheduler.as_deref()
     }
 
     /// Where the model is.

@@ -375,7 +375,10 @@ impl Pipeline {
     ) -> Result<(Arc<dyn Scheduler>, NoiseSchedule)> {
         let model = &self.scheduler_config;
         Ok(match &request.scheduler {
-            None => (self.scheduler.clone(), self.noise.clone()),
+            None => match &self.scheduler {
+                Some(scheduler) => (scheduler.clone(), self.noise.clone()),
+                None => (scheduler::from_config(model)?, self.noise.clone()),
+            },
             Some(SchedulerChoice::Value(scheduler)) => (scheduler.clone(), self.noise.clone()),
             Some(SchedulerChoice::Name(name)) => {
                 (scheduler::from_name(name, model)?, self.noise.clone())

@@ -47,7 +47,8 @@ impl TimestepSpacing {
             }
             Self::Leading => {
                 let stride = total / num_steps;
-                let top = |i: usize| ((num_steps - 1 - i) * stride + steps_offset) as f64;
+                let top =
+                    |i: usize| ((num_steps - 1 - i) * stride).saturating_add(steps_offset) as f64;
                 (0..num_steps).map(|i| top(i).min(last)).collect()
             }
             Self::Trailing => {

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
-use crate::model::config::{PerLevel, parse, require_defaults};
+use crate::model::config::{PerLevel, check_levels, parse_model, require_defaults};
 use crate::nn::{ActivationFunction, TimeScaleShift};
 
 /// The kinds of blocks on the way down and up.
@@ -182,14 +182,15 @@ impl UNetConfig {
         if let Some(fields) = json.as_object_mut() {
             fields.retain(|name, value| !value.is_null() || name == "mid_block_type");
         }
-        let config: Self = parse(path, &json)?;
+        let config: Self = parse_model(path, &json)?;
+        check_levels("block_out_channels", &config.block_out_channels)?;
         let levels = config.block_out_channels.len();
         for (name, found) in [
             ("down_block_types", config.down_block_types.len()),
             ("up_block_types", config.up_block_types.len()),
         ] {
-            if levels == 0 || found != levels {
-                let expected = format!("one for each of {levels} block_out_channels, at least one");
+            if found != levels {
+                let expected = format!("one for each of {levels} block_out_channels");
                 return Err(Error::argument(name, expected, found));
             }
         }

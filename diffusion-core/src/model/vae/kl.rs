@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::Posterior;
 use crate::device::compute_dtype;
 use crate::error::{Error, Result};
-use crate::model::config::{parse, require_defaults};
+use crate::model::config::{check_levels, parse_model, require_defaults};
 use crate::nn::{
     Activation, ActivationFunction, Attention, AttentionConfig, Conv2d, Conv2dConfig, Downsample,
     GroupNorm, Params, ResnetBlock, ResnetConfig, TensorSource, TimeScaleShift, Upsample,
@@ -92,14 +92,8 @@ impl AutoencoderKlConfig {
         if let Some(fields) = json.as_object_mut() {
             fields.retain(|_, value| !value.is_null());
         }
-        let config: Self = parse(path, &json)?;
-        if config.block_out_channels.is_empty() {
-            return Err(Error::argument(
-                "block_out_channels",
-                "at least one level",
-                "none",
-            ));
-        }
+        let config: Self = parse_model(path, &json)?;
+        check_levels("block_out_channels", &config.block_out_channels)?;
         Ok(config)
     }
 
@@ -347,13 +341,7 @@ impl AutoencoderKl {
         dtype: DType,
         device: &Device,
     ) -> Result<Self> {
-        if config.block_out_channels.is_empty() {
-            return Err(Error::argument(
-                "block_out_channels",
-                "at least one level",
-                "none",
-            ));
-        }
+        check_levels("block_out_channels", &config.block_out_channels)?;
         Params::build(source, dtype, device, &[], |params| {
             let conv = |name: &str, present: bool, channels: usize| {
                 present

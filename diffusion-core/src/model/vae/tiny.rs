@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::device::compute_dtype;
 use crate::error::{Error, Result};
-use crate::model::config::{parse, require_defaults};
+use crate::model::config::{check_levels, parse_model, require_defaults};
 use crate::nn::{
     Activation, ActivationFunction, Conv2d, Conv2dConfig, Params, TensorSource, upsample_nearest,
 };
@@ -72,12 +72,20 @@ impl AutoencoderTinyConfig {
             json,
             &[("upsample_fn", json!("nearest"))],
         )?;
-        let config: Self = parse(path, json)?;
+        let config: Self = parse_model(path, json)?;
         config.check()?;
         Ok(config)
     }
 
     fn check(&self) -> Result<()> {
+        check_levels(
+            "encoder_block_out_channels",
+            &self.encoder_block_out_channels,
+        )?;
+        check_levels(
+            "decoder_block_out_channels",
+            &self.decoder_block_out_channels,
+        )?;
         for (name, channels, blocks) in [
             (
                 "num_encoder_blocks",
@@ -90,12 +98,19 @@ impl AutoencoderTinyConfig {
                 &self.num_decoder_blocks,
             ),
         ] {
-            if channels.is_empty() || channels.len() != blocks.len() {
-                let expected = format!("one for each of {} levels, at least one", channels.len());
+            if channels.len() != blocks.len() {
+                let expected = format!("one for each of {} levels", channels.len());
                 return Err(Error::argument(name, expected, blocks.len()));
             }
         }
-        Ok(())
+        match self.upsampling_scaling_factor {
+            1..=4 => Ok(()),
+            other => Err(Error::argument(
+                "upsampling_scaling_factor",
+                "1 to 4",
+                other,
+            )),
+        }
     }
 
     /// How many pixels of a picture's side one latent pixel stands for.
