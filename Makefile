@@ -1,8 +1,8 @@
 # `make test` runs every test, `make ci` what a change must pass.
 
-.PHONY: test test-rust test-c test-python lint docs ci
+.PHONY: test test-rust test-c test-python test-same lint docs ci
 
-test: test-rust test-c test-python
+test: test-rust test-c test-python test-same
 
 # Release mode: the tests run whole models.
 test-rust:
@@ -13,6 +13,10 @@ test-c:
 
 test-python:
 	diffusion-py/test.sh
+
+# After test-python, whose virtual environment it uses.
+test-same: test-python
+	tests/same_picture.sh
 
 lint:
 	cargo fmt --all --check

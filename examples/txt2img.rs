@@ -99,7 +99,7 @@ fn run(args: Args) -> Result<(), Box<dyn Error>> {
     if let Some(scheduler) = args.scheduler {
         request = request.scheduler_name(scheduler);
     }
-    let bar = ProgressBar::new((args.steps * args.count) as u64);
+    let bar = ProgressBar::new(args.steps.saturating_mul(args.count) as u64);
     bar.set_style(ProgressStyle::with_template(
         "{bar:40} {pos}/{len} steps {eta} left",
     )?);
@@ -118,7 +118,7 @@ fn run(args: Args) -> Result<(), Box<dyn Error>> {
         println!("{} (seed {seed})", path.display());
     }
     let timings = output.timings;
-    let per_step = timings.sample / (args.steps * args.count).max(1) as u32;
+    let per_step = timings.sample / args.steps.saturating_mul(args.count).max(1) as u32;
     let memory = peak_memory().map_or(String::new(), |b| format!(", peak memory {} MiB", b >> 20));
     println!(
         "load {load:.2?}, encode {:.2?}, {per_step:.2?} a step, decode {:.2?}{memory}",

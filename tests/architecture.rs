@@ -8,19 +8,21 @@ use diffusion_tests::TestResult;
 /// Each room and the rooms that it may use.
 const ARROWS: &[(&str, &[&str])] = &[
     ("error", &[]),
+    ("config", &["error"]),
     ("device", &["error"]),
     ("rng", &["error"]),
     ("media", &["error"]),
     ("nn", &["error", "device"]),
-    ("model", &["error", "device", "nn"]),
-    ("weights", &["error", "device", "nn", "model"]),
-    ("denoise", &["error", "device", "nn", "model"]),
-    // Solvers never see a model; `model::config` is the reader of JSON settings.
-    ("scheduler", &["error", "denoise", "rng", "model::config"]),
+    ("model", &["error", "config", "device", "nn"]),
+    ("weights", &["error", "config", "device", "nn"]),
+    ("denoise", &["error", "config", "device", "nn", "model"]),
+    // Solvers never see a model.
+    ("scheduler", &["error", "config", "denoise", "rng"]),
     (
         "pipeline",
         &[
             "error",
+            "config",
             "device",
             "rng",
             "media",

@@ -5,7 +5,7 @@ use std::mem::size_of;
 use std::ptr::{null, null_mut};
 
 use diffusion_core::GenerateRequest;
-use serde_json::Value;
+use diffusion_core::config::parse_json;
 
 pub use crate::abi::dfn_bool;
 use crate::abi::{Versioned, optional_text, text, write_struct};
@@ -211,7 +211,7 @@ pub(crate) unsafe fn request(params: &dfn_generate_params) -> Result<GenerateReq
     match scheduler {
         None => {}
         Some(json) if json.trim_start().starts_with('{') => {
-            let config: Value = serde_json::from_str(json)
+            let config = parse_json(json)
                 .map_err(|e| Failure::argument("scheduler", "a name or a JSON object", e))?;
             request = request.scheduler_config(config);
         }

@@ -73,12 +73,9 @@ pub fn parse_device(name: &str) -> Result<Device> {
     })
 }
 
-/// Bytes of memory that the system can still give, where that can be told: free memory on the host,
-/// within the limit of its control group. `None` on a device other than the CPU.
-pub(crate) fn available_memory(device: &Device) -> Option<u64> {
-    if !device.is_cpu() {
-        return None;
-    }
+/// Bytes of host memory that the system can still give, where that can be told: free memory, within the
+/// limit of the process's control group.
+pub(crate) fn available_memory() -> Option<u64> {
     let mut system = sysinfo::System::new();
     system.refresh_memory();
     let host = system.available_memory();

@@ -26,7 +26,7 @@ pub enum ErrorKind {
     OutOfMemory,
     /// The caller's progress function stopped the run.
     Cancelled,
-    /// The tensor layer or the device failed.
+    /// The tensor layer or the device failed, or its numbers overflowed.
     Device,
     /// A user's own scheduler or callback failed.
     Custom,
@@ -103,6 +103,12 @@ pub enum Error {
         /// Steps that were asked for.
         num_steps: usize,
     },
+    /// A picture came out with values that are not numbers.
+    #[error("the decoded picture is not finite: {hint}")]
+    NotFinite {
+        /// What to do about it.
+        hint: &'static str,
+    },
     /// The tensor layer or the device failed.
     #[error("tensor operation failed: {0}")]
     Tensor(#[from] candle_core::Error),
@@ -123,7 +129,7 @@ impl Error {
             Self::Unsupported { .. } => ErrorKind::Unsupported,
             Self::OutOfMemory { .. } => ErrorKind::OutOfMemory,
             Self::Cancelled { .. } => ErrorKind::Cancelled,
-            Self::Tensor(_) => ErrorKind::Device,
+            Self::NotFinite { .. } | Self::Tensor(_) => ErrorKind::Device,
             Self::Custom(_) => ErrorKind::Custom,
         }
     }

@@ -20,10 +20,12 @@
 //! | [`denoise`] | noise schedule, [`Denoiser`], classifier-free guidance |
 //! | [`model`] | CLIP text encoder, UNet, autoencoders, tokenizer |
 //! | [`nn`] | layers on channels-last activations |
+//! | [`config`] | reading JSON settings |
 //! | [`weights`] | checkpoints on disk |
 //! | [`rng`] | random numbers, equal to PyTorch's |
 //! | [`media`] | pictures to tensors and back |
 
+pub mod config;
 pub mod denoise;
 pub mod device;
 pub mod error;

@@ -12,7 +12,8 @@ use crate::error::{Error, Result};
 /// `images`: `(batch, 3, height, width)` in `[-1, 1]`.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] for another shape, [`Error::Tensor`] if the device fails.
+/// [`Error::InvalidArgument`] for another shape, [`Error::NotFinite`] for values that are not numbers,
+/// [`Error::Tensor`] if the device fails.
 pub fn to_rgb8(images: &Tensor) -> Result<Vec<RgbImage>> {
     let &[batch, 3, height, width] = images.dims() else {
         let found = format!("{:?}", images.dims());
@@ -22,6 +23,15 @@ pub fn to_rgb8(images: &Tensor) -> Result<Vec<RgbImage>> {
             found,
         ));
     };
+    if !images
+        .to_dtype(DType::F32)?
+        .sum_all()?
+        .to_scalar::<f32>()?
+        .is_finite()
+    {
+        let hint = "hold the weights in f32 or bf16, and check the latents";
+        return Err(Error::NotFinite { hint });
+    }
     let bytes = (images.to_dtype(DType::F32)?.clamp(-1.0, 1.0)? * 127.5)?.affine(1.0, 127.5)?;
     let bytes = bytes
         .round()?
@@ -62,4 +72,30 @@ pub fn to_png(picture: &RgbImage) -> Result<Vec<u8>> {
         .write_to(&mut bytes, image::ImageFormat::Png)
         .map_err(Error::custom)?;
     Ok(bytes.into_inner())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_and_back() -> Result<()> {
+        let picture = RgbImage::from_fn(3, 2, |x, y| image::Rgb([x as u8, 100 + y as u8, 255]));
+        let tensor = from_rgb8(&picture, &Device::Cpu)?;
+        assert_eq!(tensor.dims(), [1, 3, 2, 3]);
+        assert_eq!(to_rgb8(&tensor)?, [picture]);
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_not_a_number_is_not_black() -> Result<()> {
+        let shape = (1, 3, 8, 8);
+        for value in [f32::NAN, f32::INFINITY] {
+            let images = Tensor::full(value, shape, &Device::Cpu)?;
+            assert!(matches!(to_rgb8(&images), Err(Error::NotFinite { .. })));
+        }
+        let beyond = Tensor::full(7f32, shape, &Device::Cpu)?;
+        assert_eq!(to_rgb8(&beyond)?[0].get_pixel(0, 0).0, [255; 3]);
+        Ok(())
+    }
 }

@@ -10,19 +10,7 @@ use diffusion_core::{Scheduler, Tensor};
 use diffusion_tests::{
     Golden, TOLERANCE, TestResult, assert_close, golden_json, relative_difference,
 };
-use serde::Deserialize;
 use serde_json::{Value, json};
-
-fn noise_schedule(config: &Value) -> TestResult<NoiseSchedule> {
-    let mut config = config.clone();
-    config
-        .as_object_mut()
-        .ok_or("not an object")?
-        .retain(|_, value| !value.is_null());
-    Ok(NoiseSchedule::new(&NoiseScheduleConfig::deserialize(
-        &config,
-    )?)?)
-}
 
 #[test]
 fn noise_schedules() -> TestResult {
@@ -58,8 +46,19 @@ fn noise_schedules() -> TestResult {
 
 #[test]
 fn planned_sigmas_and_timesteps() -> TestResult {
-    let golden = Golden::open("schedules")?;
-    let noise = NoiseSchedule::new(&NoiseScheduleConfig::stable_diffusion())?;
+    let stable_diffusion = NoiseScheduleConfig::stable_diffusion();
+    assert!(assert_plans("schedules", &stable_diffusion)? >= 90);
+    let cosine = NoiseScheduleConfig {
+        beta_schedule: BetaSchedule::SquaredCosCapV2,
+        ..NoiseScheduleConfig::default()
+    };
+    assert!(assert_plans("schedules_cosine", &cosine)? >= 24);
+    Ok(())
+}
+
+fn assert_plans(file: &str, config: &NoiseScheduleConfig) -> TestResult<usize> {
+    let golden = Golden::open(file)?;
+    let noise = NoiseSchedule::new(config)?;
     let mut checked = 0;
     for name in golden
         .names()
@@ -94,8 +93,7 @@ fn planned_sigmas_and_timesteps() -> TestResult {
         );
         checked += 1;
     }
-    assert!(checked >= 90, "{checked} plans");
-    Ok(())
+    Ok(checked)
 }
 
 /// The model of diffusers' scheduler tests, `x * t / (t + 1)`, step by step.
@@ -107,7 +105,7 @@ fn assert_toy_run(
     golden: &Golden,
 ) -> TestResult {
     let scheduler = from_config(config)?;
-    let noise = noise_schedule(config)?;
+    let noise = NoiseSchedule::from_json(config)?;
     let mut denoiser = |latents: &Tensor, sigma: f64, timestep: f64| {
         let input = (latents * noise.input_scale(sigma))?;
         let output = (input * (timestep / (timestep + 1.0)))?;

@@ -42,6 +42,40 @@ fn padding_of_stable_diffusion_2() -> TestResult {
 }
 
 #[test]
+fn which_file_names_the_padding() -> TestResult {
+    let folder = copy_of(
+        &golden_path("clip-tokenizer"),
+        &["vocab.json", "merges.txt"],
+    )?;
+    let config = folder.path().join("tokenizer_config.json");
+    let special = folder.path().join("special_tokens_map.json");
+    // The files of Stable Diffusion 2 disagree; transformers believes the second.
+    fs::write(&config, r#"{"pad_token": "<|endoftext|>"}"#)?;
+    fs::write(&special, r#"{"pad_token": "!"}"#)?;
+    assert_ids("sd2", &Tokenizer::open(folder.path())?)?;
+    let listed = r#"{"added_tokens_decoder": {}, "pad_token": "<|endoftext|>"}"#;
+    fs::write(&config, listed)?;
+    assert_ids("clip", &Tokenizer::open(folder.path())?)
+}
+
+#[test]
+fn tokens_that_were_added_to_the_vocabulary() -> TestResult {
+    let folder = copy_of(
+        &golden_path("clip-tokenizer"),
+        &["vocab.json", "merges.txt"],
+    )?;
+    let list = folder.path().join("added_tokens.json");
+    fs::write(&list, r#"{"<new2>": 49409, "<new1>": 49408}"#)?;
+    let ids = Tokenizer::open(folder.path())?
+        .encode("a <new1> cat <new2>")?
+        .ids;
+    assert_eq!(ids[..6], [49406, 320, 49408, 2368, 49409, 49407]);
+    fs::write(&list, r#"{"<new1>": 50000}"#)?;
+    assert!(Tokenizer::open(folder.path()).is_err());
+    Ok(())
+}
+
+#[test]
 fn both_forms_of_the_emoji_tokenizer() -> TestResult {
     let source = model_path("emoji").join("tokenizer");
     assert_ids("emoji", &Tokenizer::open(&source)?)?;

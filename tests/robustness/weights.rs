@@ -80,7 +80,7 @@ fn not_a_model_folder() -> TestResult {
 #[test]
 fn missing_parts() -> TestResult {
     for (part, kind) in [
-        ("unet/config.json", ErrorKind::Io),
+        ("unet/config.json", ErrorKind::NotFound),
         (UNET, ErrorKind::NotFound),
         (
             "vae/diffusion_pytorch_model.safetensors",
@@ -262,6 +262,18 @@ fn settings_that_are_not_known_are_named() -> TestResult {
             "unet/config.json",
             "norm_num_groups",
             json!(7),
+            ErrorKind::InvalidArgument,
+        ),
+        (
+            "unet/config.json",
+            "downsample_padding",
+            json!(1 << 24),
+            ErrorKind::InvalidArgument,
+        ),
+        (
+            "unet/config.json",
+            "attention_head_dim",
+            json!(3),
             ErrorKind::InvalidArgument,
         ),
         (

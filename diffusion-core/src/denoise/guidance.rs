@@ -1,8 +1,11 @@
 //! A UNet under a prompt, as a denoiser.
 
-use candle_core::{DType, Tensor};
+use std::ops::Range;
+
+use candle_core::{D, DType, Tensor};
 
 use super::{Denoiser, Estimate, NoiseSchedule};
+use crate::config::PerLevel;
 use crate::error::{Error, Result};
 use crate::model::{TextTime, UNet, UNetInput};
 use crate::nn::guidance_embedding;
@@ -18,6 +21,60 @@ pub struct Conditioning {
     pub text_time: Option<TextTime>,
     /// What SDXL is told beside the negative prompt.
     pub negative_text_time: Option<TextTime>,
+}
+
+impl Conditioning {
+    fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        let times = [&self.text_time, &self.negative_text_time]
+            .into_iter()
+            .flatten();
+        [
+            Some(&self.prompt_embeds),
+            self.negative_prompt_embeds.as_ref(),
+        ]
+        .into_iter()
+        .flatten()
+        .chain(times.flat_map(|time| [&time.text_embeds, &time.time_ids]))
+    }
+
+    /// Checks that there is one row, or one for each picture.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if not.
+    pub fn check_rows(&self, num_images: usize) -> Result<()> {
+        for tensor in self.tensors() {
+            let rows = tensor.dim(0)?;
+            if rows != 1 && rows != num_images {
+                let expected = format!("1 row, or {num_images}, one for each picture");
+                return Err(Error::argument("conditioning", expected, rows));
+            }
+        }
+        Ok(())
+    }
+
+    /// The rows of some of `num_images` pictures.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] if the range does not fit.
+    pub fn of_images(&self, images: &Range<usize>, num_images: usize) -> Result<Self> {
+        let rows = |tensor: &Tensor| match tensor.dim(0)? {
+            rows if rows == num_images => tensor.narrow(0, images.start, images.len()),
+            _ => Ok(tensor.clone()),
+        };
+        let time = |time: &TextTime| {
+            let (text_embeds, time_ids) = (rows(&time.text_embeds)?, rows(&time.time_ids)?);
+            Ok::<_, Error>(TextTime {
+                text_embeds,
+                time_ids,
+            })
+        };
+        Ok(Self {
+            prompt_embeds: rows(&self.prompt_embeds)?,
+            negative_prompt_embeds: self.negative_prompt_embeds.as_ref().map(rows).transpose()?,
+            text_time: self.text_time.as_ref().map(time).transpose()?,
+            negative_text_time: self.negative_text_time.as_ref().map(time).transpose()?,
+        })
+    }
 }
 
 /// A UNet with its conditioning and classifier-free guidance: one batched call an evaluation, and no
@@ -36,6 +93,11 @@ pub struct Guided<'a> {
 }
 
 impl<'a> Guided<'a> {
+    /// Whether a model is asked twice, with the prompt and without, at a guidance scale.
+    pub fn is_guided(unet: &UNet, guidance_scale: f64) -> bool {
+        guidance_scale > 1.0 && unet.config().time_cond_proj_dim.is_none()
+    }
+
     /// Prepares the conditioning for a batch of latents.
     ///
     /// # Errors
@@ -49,7 +111,8 @@ impl<'a> Guided<'a> {
         batch: usize,
     ) -> Result<Self> {
         let distilled = unet.config().time_cond_proj_dim;
-        let guided = guidance_scale > 1.0 && distilled.is_none();
+        let guided = Self::is_guided(unet, guidance_scale);
+        check_width(unet, &conditioning.prompt_embeds)?;
         let halves = if guided { 2 } else { 1 };
         let device = conditioning.prompt_embeds.device();
         Ok(Self {
@@ -80,6 +143,19 @@ impl<'a> Guided<'a> {
                 .map(|dim| guidance_embedding(guidance_scale, batch, dim, device))
                 .transpose()?,
         })
+    }
+}
+
+/// A text encoder of another model gives vectors of another width.
+fn check_width(unet: &UNet, prompt_embeds: &Tensor) -> Result<()> {
+    let found = prompt_embeds.dim(D::Minus1)?;
+    match unet.config().cross_attention_dim {
+        PerLevel::Same(width) if width != found => {
+            let expected =
+                format!("embeddings of width {width}, as the UNet's cross_attention_dim");
+            Err(Error::argument("conditioning", expected, found))
+        }
+        _ => Ok(()),
     }
 }
 

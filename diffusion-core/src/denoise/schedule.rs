@@ -1,8 +1,12 @@
 //! How much noise each timestep means to a model.
 
+use std::path::Path;
+
 use candle_core::Tensor;
 use serde::Deserialize;
+use serde_json::Value;
 
+use crate::config::parse;
 use crate::error::{Error, Result};
 
 /// The noise level at which diffusers' sigma-space schedulers put a zero signal-to-noise ratio: they set
@@ -114,8 +118,8 @@ impl NoiseScheduleConfig {
                     .collect()
             }
         };
-        match betas.iter().find(|beta| !(0.0..1.0).contains(*beta)) {
-            Some(beta) => Err(Error::argument("betas", "values in [0, 1)", beta)),
+        match betas.iter().find(|&&beta| !(beta > 0.0 && beta < 1.0)) {
+            Some(beta) => Err(Error::argument("betas", "values between 0 and 1", beta)),
             None => Ok(betas),
         }
     }
@@ -131,13 +135,14 @@ pub struct NoiseSchedule {
     alphas_cumprod: Vec<f64>,
     sigmas: Vec<f64>,
     prediction_type: PredictionType,
+    zero_terminal_snr: bool,
 }
 
 impl NoiseSchedule {
     /// Computes the schedule.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for fewer than two timesteps or variances outside `[0, 1)`.
+    /// [`Error::InvalidArgument`] for fewer than two timesteps or variances not between 0 and 1.
     pub fn new(config: &NoiseScheduleConfig) -> Result<Self> {
         let mut product = 1.0;
         let mut alphas_cumprod: Vec<f64> = config
@@ -159,10 +164,10 @@ impl NoiseSchedule {
         if config.rescale_betas_zero_snr {
             rescale_zero_terminal_snr(&mut alphas_cumprod);
         }
-        let highest = match config.prediction_type {
+        let highest = match (config.rescale_betas_zero_snr, config.prediction_type) {
             // Pure noise says nothing about the clean latents to a model that predicts noise.
-            PredictionType::Epsilon => ZERO_SNR_SIGMA,
-            PredictionType::VPrediction | PredictionType::Sample => INFINITE_SIGMA,
+            (true, PredictionType::Epsilon) => ZERO_SNR_SIGMA,
+            _ => INFINITE_SIGMA,
         };
         let sigmas = alphas_cumprod
             .iter()
@@ -172,16 +177,29 @@ impl NoiseSchedule {
             alphas_cumprod,
             sigmas,
             prediction_type: config.prediction_type,
+            zero_terminal_snr: config.rescale_betas_zero_snr,
         })
     }
 
-    /// The same schedule with no noise level above `sigma`.
-    pub fn capped(&self, sigma: f64) -> Self {
-        let sigmas = self.sigmas.iter().map(|s| s.min(sigma)).collect();
-        Self {
-            sigmas,
-            ..self.clone()
+    /// Computes the schedule that a `scheduler_config.json` describes.
+    ///
+    /// # Errors
+    /// [`Error::Format`] for fields of the wrong type or unknown names; otherwise as [`new`](Self::new).
+    pub fn from_json(config: &Value) -> Result<Self> {
+        Self::new(&parse(Path::new("scheduler config"), config)?)
+    }
+
+    /// The same schedule with diffusers' stand-in for a zero signal-to-noise ratio, [`ZERO_SNR_SIGMA`];
+    /// schedules that were not rescaled to one stay as they are.
+    pub fn with_finite_terminal_snr(&self) -> Self {
+        let mut schedule = self.clone();
+        if self.zero_terminal_snr {
+            schedule
+                .sigmas
+                .iter_mut()
+                .for_each(|sigma| *sigma = sigma.min(ZERO_SNR_SIGMA));
         }
+        schedule
     }
 
     /// Number of timesteps that the model was trained on.

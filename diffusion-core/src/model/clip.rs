@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::config::parse_model;
+use crate::config::parse_model;
 use crate::error::{Error, Result};
 use crate::nn::{
     Activation, ActivationFunction, LayerNorm, Linear, Mask, Params, TensorSource, attention,
@@ -15,9 +15,10 @@ use crate::nn::{
 /// The end-of-text id by which old configurations mean "the largest id of the prompt".
 const LEGACY_EOS: u32 = 2;
 
-/// Tensors that text-encoder files carry and this model does not read: a buffer, and the other half
-/// of files that hold the whole CLIP.
+/// Tensors that text-encoder files carry and this model need not read: a buffer, the projection of models
+/// that do not use it, and the other half of files that hold the whole CLIP.
 const IGNORED: &[&str] = &[
+    "text_projection.weight",
     "position_ids",
     "logit_scale",
     "vision_model.",
@@ -48,6 +49,8 @@ pub struct ClipTextConfig {
     pub projection_dim: usize,
     /// The end-of-text id; its first place in a prompt is where the pooled vector is read.
     pub eos_token_id: u32,
+    /// The class that the file was saved from, which says whether there is a projection.
+    pub architectures: Option<Vec<String>>,
 }
 
 impl Default for ClipTextConfig {
@@ -63,6 +66,18 @@ impl Default for ClipTextConfig {
             layer_norm_eps: 1e-5,
             projection_dim: 512,
             eos_token_id: 49407,
+            architectures: None,
+        }
+    }
+}
+
+impl ClipTextConfig {
+    fn has_projection(&self, params: Params<'_>) -> bool {
+        match &self.architectures {
+            Some(classes) => classes
+                .iter()
+                .any(|class| class == "CLIPTextModelWithProjection"),
+            None => params.contains("text_projection.weight"),
         }
     }
 }
@@ -178,8 +193,8 @@ impl TextEncoder {
                 final_layer_norm: params.at(at("final_layer_norm"), |p| {
                     LayerNorm::new(p, hidden, config.layer_norm_eps)
                 })?,
-                text_projection: params
-                    .contains("text_projection.weight")
+                text_projection: config
+                    .has_projection(params)
                     .then(|| {
                         params.at("text_projection", |p| {
                             Linear::new(p, hidden, config.projection_dim, false)

@@ -1,7 +1,6 @@
 //! Models: a `config.json` in, a forward pass out.
 
 pub mod clip;
-pub mod config;
 pub mod tokenizer;
 pub mod unet;
 pub mod vae;

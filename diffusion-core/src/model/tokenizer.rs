@@ -12,7 +12,7 @@ use tokenizers::{
     AddedToken, NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior, pre_tokenizers,
 };
 
-use super::config::read_json;
+use crate::config::read_json;
 use crate::error::{Error, Result};
 
 /// CLIP's splitting rule: contractions, words, single digits, runs of anything else.
@@ -69,9 +69,15 @@ impl Tokenizer {
         };
         let config = optional_json(&folder.join("tokenizer_config.json"))?;
         let special = optional_json(&folder.join("special_tokens_map.json"))?;
+        add_tokens(&mut inner, folder, &config)?;
+        // As transformers reads them: only a file that lists its added tokens speaks for itself.
+        let (first, second) = match config["added_tokens_decoder"].is_object() {
+            true => (&config, &special),
+            false => (&special, &config),
+        };
         let mut token = |name: &str, default: &str| -> Result<u32> {
-            let text = token_text(&config[name])
-                .or_else(|| token_text(&special[name]))
+            let text = token_text(&first[name])
+                .or_else(|| token_text(&second[name]))
                 .unwrap_or_else(|| default.to_owned());
             let id = inner.token_to_id(&text).ok_or_else(|| {
                 Error::format(folder, format!("{name} {text:?} is not in the vocabulary"))
@@ -163,6 +169,42 @@ fn from_vocab(vocab: &Path, merges: &Path) -> Result<tokenizers::Tokenizer> {
             pre_tokenizers,
         )));
     Ok(inner)
+}
+
+/// Adds the tokens that a vocabulary was extended by: those of `added_tokens.json` and of the
+/// configuration, in the order of their ids.
+fn add_tokens(inner: &mut tokenizers::Tokenizer, folder: &Path, config: &Value) -> Result<()> {
+    let list = optional_json(&folder.join("added_tokens.json"))?;
+    let mut added: Vec<(u64, String)> = list
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter_map(|(text, id)| Some((id.as_u64()?, text.clone())))
+        .collect();
+    for (id, token) in config["added_tokens_decoder"]
+        .as_object()
+        .into_iter()
+        .flatten()
+    {
+        if let (Ok(id), Some(text)) = (id.parse(), token_text(token)) {
+            added.push((id, text));
+        }
+    }
+    added.sort();
+    for (id, text) in added {
+        if inner.token_to_id(&text).is_none() {
+            let token = [AddedToken::from(text.as_str(), false)];
+            inner
+                .add_tokens(token)
+                .map_err(|e| Error::format(folder, e))?;
+        }
+        let found = inner.token_to_id(&text).map(u64::from);
+        if found != Some(id) {
+            let reason = format!("added token {text:?}: expected id {id}, found {found:?}");
+            return Err(Error::format(folder, reason));
+        }
+    }
+    Ok(())
 }
 
 fn optional_json(path: &Path) -> Result<Value> {

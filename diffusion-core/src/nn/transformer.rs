@@ -3,7 +3,7 @@
 use super::{
     Activation, ActivationFunction, GroupNorm, LayerNorm, Linear, Mask, Params, attention,
 };
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// The shape of an attention layer.
 #[derive(Debug, Clone, Copy)]
@@ -44,6 +44,10 @@ impl Attention {
     /// # Errors
     /// If reading fails.
     pub fn new(params: Params<'_>, config: AttentionConfig) -> Result<Self> {
+        if config.heads == 0 || !config.inner.is_multiple_of(config.heads) {
+            let expected = format!("a divisor of {} channels", config.inner);
+            return Err(Error::argument("attention heads", expected, config.heads));
+        }
         let AttentionConfig {
             query,
             context,

@@ -1,14 +1,13 @@
 //! Joining a model's parts.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use candle_core::{DType, Device};
-use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::Pipeline;
-use crate::denoise::{NoiseSchedule, NoiseScheduleConfig};
+use crate::denoise::NoiseSchedule;
 use crate::device::check_weights_dtype;
 use crate::error::{Error, Result};
 use crate::model::{TextEncoder, Tokenizer, UNet, UNetConfig, Vae};
@@ -121,7 +120,7 @@ impl PipelineBuilder {
         };
         let noise = match self.noise_schedule {
             Some(noise) => noise,
-            None => noise_schedule(&scheduler_config)?,
+            None => NoiseSchedule::from_json(&scheduler_config)?,
         };
         // A scheduler that is not known is an error of the first request that names no other.
         let scheduler = self
@@ -202,14 +201,4 @@ fn pipeline_config(folder: &DiffusersFolder, mut config: Value) -> Value {
         fields.insert("clip_sample".into(), json!(false));
     }
     config
-}
-
-pub(super) fn noise_schedule(scheduler_config: &Value) -> Result<NoiseSchedule> {
-    let mut config = scheduler_config.clone();
-    if let Some(fields) = config.as_object_mut() {
-        fields.retain(|_, value| !value.is_null());
-    }
-    let config = NoiseScheduleConfig::deserialize(&config)
-        .map_err(|e| Error::format(Path::new("scheduler config"), e))?;
-    NoiseSchedule::new(&config)
 }

@@ -24,7 +24,7 @@ impl Pipeline {
         let decode = bytes(pixels, self.vae.peak_channels()).saturating_mul(LIVE_COPIES);
 
         let factor = (self.vae.downscale() as u64).pow(2).max(1);
-        let latent_pixels = 2 * (pixels / factor);
+        let latent_pixels = (pixels / factor).saturating_mul(2);
         let config = self.unet.config();
         let mut skips = 0u64;
         let mut widest = 0u64;
@@ -42,14 +42,20 @@ impl Pipeline {
         decode.max(step)
     }
 
+    /// Refuses a run that cannot fit. On devices of their own memory only the noise is made on the host.
     pub(super) fn check_memory(
         &self,
         width: usize,
         height: usize,
         batch_size: usize,
     ) -> Result<()> {
-        let needed = self.memory_estimate(width, height, batch_size);
-        match available_memory(&self.device) {
+        let needed = if self.device.is_cpu() {
+            self.memory_estimate(width, height, batch_size)
+        } else {
+            let pixels = (width as u64).saturating_mul(height as u64);
+            pixels.saturating_mul(batch_size as u64).saturating_mul(F32)
+        };
+        match available_memory() {
             Some(available) if needed > available => {
                 let hint = format!(
                     "{width} x {height} pixels, {batch_size} at once: ask for fewer or smaller pictures"

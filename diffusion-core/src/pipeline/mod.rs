@@ -1,6 +1,7 @@
 //! From a request to pictures: builder, request, and the public stages of a run.
 
 mod builder;
+mod check;
 mod memory;
 mod request;
 mod run;
@@ -82,7 +83,7 @@ impl Pipeline {
 
     /// `(width, height)` of pictures of requests that name no size: the size that the model was trained on.
     pub fn default_size(&self) -> (usize, usize) {
-        use crate::model::config::PerLevel;
+        use crate::config::PerLevel;
         let (height, width) = match &self.unet.config().sample_size {
             Some(PerLevel::Same(side)) => (*side, *side),
             Some(PerLevel::Each(sides)) if sides.len() == 2 => (sides[0], sides[1]),

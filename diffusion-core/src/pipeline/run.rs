@@ -1,23 +1,20 @@
 //! The stages of a run.
 
 use std::ops::ControlFlow;
-use std::sync::Arc;
 use std::time::Instant;
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use image::RgbImage;
-use serde_json::Value;
 
-use super::builder::noise_schedule;
-use super::request::SchedulerChoice;
+use super::check::Checked;
 use super::{
     Conditioning, GenerateRequest, Generated, Pipeline, Progress, ProgressFn, Timings, Warning,
 };
-use crate::denoise::{Guided, NoiseSchedule};
+use crate::denoise::Guided;
 use crate::error::{Error, Result};
 use crate::media;
-use crate::rng::{ImageRngs, random_seed};
-use crate::scheduler::{self, Sampler, Scheduler};
+use crate::rng::ImageRngs;
+use crate::scheduler::Sampler;
 
 /// Latents that a run came to.
 #[derive(Debug, Clone)]
@@ -31,19 +28,6 @@ pub struct Sampled {
     pub warnings: Vec<Warning>,
     /// Where the time went.
     pub timings: Timings,
-}
-
-/// The most pictures of one request.
-const MAX_IMAGES: usize = 1 << 20;
-
-/// What follows from a request once its values have been checked.
-struct Checked {
-    width: usize,
-    height: usize,
-    seeds: Vec<u64>,
-    scheduler: Arc<dyn Scheduler>,
-    noise: NoiseSchedule,
-    latents: Option<Tensor>,
 }
 
 impl Pipeline {
@@ -98,8 +82,9 @@ impl Pipeline {
     ) -> Result<Sampled> {
         let checked = self.check(request)?;
         let start = Instant::now();
-        let (conditioning, warnings) =
-            self.encode_prompt(&request.prompt, Some(&request.negative_prompt))?;
+        let is_guided = Guided::is_guided(&self.unet, request.guidance_scale);
+        let negative_prompt = is_guided.then_some(request.negative_prompt.as_str());
+        let (conditioning, warnings) = self.encode_prompt(&request.prompt, negative_prompt)?;
         let encode = start.elapsed();
         let sampled = self.sample_checked(&conditioning, request, checked, progress)?;
         Ok(Sampled {
@@ -150,8 +135,8 @@ impl Pipeline {
         Ok((conditioning, warnings))
     }
 
-    /// The middle stage: from noise to clean latents under a conditioning. The request's prompts are not
-    /// read.
+    /// The middle stage: from noise to clean latents under a conditioning, of one row for all pictures or of
+    /// one for each. The request's prompts are not read.
     ///
     /// # Errors
     /// As [`generate_with`](Self::generate_with).
@@ -195,29 +180,6 @@ impl Pipeline {
         self.vae.decode(&self.vae.unscale(latents)?)
     }
 
-    /// `(width, height)` of a request's pictures: its own, that of its latents, or the default.
-    ///
-    /// # Errors
-    /// [`Error::InvalidArgument`] for sides that are not multiples of the autoencoder's factor.
-    pub fn image_size(&self, request: &GenerateRequest) -> Result<(usize, usize)> {
-        let factor = self.vae.downscale();
-        let default = match request.latents.as_ref().map(Tensor::dims) {
-            Some(&[_, _, height, width]) => (width * factor, height * factor),
-            _ => self.default_size(),
-        };
-        let size = (
-            request.width.unwrap_or(default.0),
-            request.height.unwrap_or(default.1),
-        );
-        for (name, side) in [("width", size.0), ("height", size.1)] {
-            if side == 0 || side % factor != 0 {
-                let expected = format!("a multiple of {factor} pixels, at least {factor}");
-                return Err(Error::argument(name, expected, side));
-            }
-        }
-        Ok(size)
-    }
-
     fn sample_checked(
         &self,
         conditioning: &Conditioning,
@@ -243,6 +205,7 @@ impl Pipeline {
         let factor = self.vae.downscale();
         let shape = [self.vae.latent_channels(), height / factor, width / factor];
         let num_images = seeds.len();
+        conditioning.check_rows(num_images)?;
         let mut batches = Vec::new();
         for first in (0..num_images).step_by(request.batch_size) {
             let images = first..num_images.min(first + request.batch_size);
@@ -251,12 +214,11 @@ impl Pipeline {
                 Some(latents) => latents.narrow(0, images.start, images.len())?,
                 None => rngs.draw()?,
             };
-            let guidance_scale = request.guidance_scale;
             let mut denoiser = Guided::new(
                 &self.unet,
                 &noise,
-                conditioning,
-                guidance_scale,
+                &conditioning.of_images(&images, num_images)?,
+                request.guidance_scale,
                 images.len(),
             )?;
             batches.push(
@@ -283,116 +245,6 @@ impl Pipeline {
             seeds,
             warnings: Vec::new(),
             timings,
-        })
-    }
-
-    /// Checks a request, once.
-    fn check(&self, request: &GenerateRequest) -> Result<Checked> {
-        let GenerateRequest {
-            num_images,
-            batch_size,
-            guidance_scale,
-            ..
-        } = *request;
-        for (name, value) in [("num_images", num_images), ("batch_size", batch_size)] {
-            if !(1..=MAX_IMAGES).contains(&value) {
-                return Err(Error::argument(name, format!("1 to {MAX_IMAGES}"), value));
-            }
-        }
-        let max_steps = self.noise.num_train_timesteps();
-        if !(1..=max_steps).contains(&request.num_steps) {
-            let expected = format!("1 to {max_steps}, the timesteps of the model");
-            return Err(Error::argument("num_steps", expected, request.num_steps));
-        }
-        if !guidance_scale.is_finite() || guidance_scale < 0.0 {
-            let expected = "a finite number from 0 up";
-            return Err(Error::argument("guidance_scale", expected, guidance_scale));
-        }
-        if let Some(eta) = request.eta.filter(|eta| !(0.0..=1.0).contains(eta)) {
-            return Err(Error::argument("eta", "0 to 1", eta));
-        }
-        let (channels, expected) = (self.unet.config().in_channels, self.vae.latent_channels());
-        if channels != expected {
-            return Err(Error::unsupported(
-                format!("txt2img with a UNet of {channels} input channels"),
-                format!("it takes models of {expected}; others need a picture too"),
-            ));
-        }
-        let (width, height) = self.image_size(request)?;
-        self.check_memory(width, height, batch_size.min(num_images))?;
-        let latents = self.check_latents(request, width, height)?;
-        let (scheduler, noise) = self.resolve_scheduler(request)?;
-        let first = request.seed.unwrap_or_else(random_seed);
-        let seeds = (0..num_images as u64)
-            .map(|i| first.wrapping_add(i))
-            .collect();
-        Ok(Checked {
-            width,
-            height,
-            seeds,
-            scheduler,
-            noise,
-            latents,
-        })
-    }
-
-    fn check_latents(
-        &self,
-        request: &GenerateRequest,
-        width: usize,
-        height: usize,
-    ) -> Result<Option<Tensor>> {
-        let Some(latents) = &request.latents else {
-            return Ok(None);
-        };
-        let factor = self.vae.downscale();
-        let channels = self.vae.latent_channels();
-        let expected = [
-            request.num_images,
-            channels,
-            height / factor,
-            width / factor,
-        ];
-        if latents.dims() != expected {
-            let found = format!("{:?}", latents.dims());
-            return Err(Error::argument(
-                "latents",
-                format!("shape {expected:?}"),
-                found,
-            ));
-        }
-        let latents = latents.to_device(&self.device)?.to_dtype(DType::F32)?;
-        let sum = latents.sum_all()?.to_scalar::<f32>()?;
-        if !sum.is_finite() {
-            return Err(Error::argument("latents", "finite values", sum));
-        }
-        Ok(Some(latents))
-    }
-
-    fn resolve_scheduler(
-        &self,
-        request: &GenerateRequest,
-    ) -> Result<(Arc<dyn Scheduler>, NoiseSchedule)> {
-        let model = &self.scheduler_config;
-        Ok(match &request.scheduler {
-            None => match &self.scheduler {
-                Some(scheduler) => (scheduler.clone(), self.noise.clone()),
-                None => (scheduler::from_config(model)?, self.noise.clone()),
-            },
-            Some(SchedulerChoice::Value(scheduler)) => (scheduler.clone(), self.noise.clone()),
-            Some(SchedulerChoice::Name(name)) => {
-                (scheduler::from_name(name, model)?, self.noise.clone())
-            }
-            Some(SchedulerChoice::Config(config)) => {
-                let Value::Object(fields) = config else {
-                    let expected = "a JSON object such as scheduler_config.json";
-                    return Err(Error::argument("scheduler config", expected, config));
-                };
-                let mut merged = model.as_object().cloned().unwrap_or_default();
-                merged.extend(fields.clone());
-                let merged = Value::Object(merged);
-                (scheduler::from_config(&merged)?, noise_schedule(&merged)?)
-            }
         })
     }
 }

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 ///
 /// Source: Song, Meng and Ermon, "Denoising Diffusion Implicit Models", 2020, equations 12 and 16.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(default)]
+#[serde(default = "Ddim::of_diffusers")]
 pub struct Ddim {
     /// How the steps are spread over the timesteps.
     pub timestep_spacing: TimestepSpacing,
@@ -24,7 +24,9 @@ pub struct Ddim {
     pub clip_sample: bool,
     /// The bound of that clamping.
     pub clip_sample_range: f64,
-    /// Whether the noise levels are Karras et al.'s over the model's whole range.
+    /// Whether the noise levels are Karras et al.'s over the model's whole range. diffusers' class has no
+    /// such option, so a configuration does not set it.
+    #[serde(skip)]
     pub use_karras_sigmas: bool,
     /// The share of fresh noise in each step, from 0 to 1; a request's own comes first.
     #[serde(skip)]
@@ -32,12 +34,13 @@ pub struct Ddim {
 }
 
 impl Default for Ddim {
+    /// What Stable Diffusion 1.x is sampled with.
     fn default() -> Self {
         Self {
             timestep_spacing: TimestepSpacing::Leading,
-            steps_offset: 0,
-            set_alpha_to_one: true,
-            clip_sample: true,
+            steps_offset: 1,
+            set_alpha_to_one: false,
+            clip_sample: false,
             clip_sample_range: 1.0,
             use_karras_sigmas: false,
             eta: 0.0,
@@ -46,6 +49,17 @@ impl Default for Ddim {
 }
 
 impl Ddim {
+    /// What diffusers' class has where a configuration is silent.
+    fn of_diffusers() -> Self {
+        let defaults = Self::default();
+        Self {
+            steps_offset: 0,
+            set_alpha_to_one: true,
+            clip_sample: true,
+            ..defaults
+        }
+    }
+
     fn final_sigma(&self, noise: &NoiseSchedule) -> f64 {
         if self.set_alpha_to_one {
             0.0
@@ -79,7 +93,10 @@ impl Scheduler for Ddim {
             .timestep_spacing
             .timesteps(total, num_steps, self.steps_offset)?;
         let mut sigmas = match self.use_karras_sigmas {
-            true => karras_sigmas(noise.sigma_min(), noise.sigma_max(), num_steps),
+            true => {
+                let highest = noise.with_finite_terminal_snr().sigma_max();
+                karras_sigmas(noise.sigma_min(), highest, num_steps)
+            }
             false => timesteps
                 .iter()
                 .map(|t| noise.sigma(t.round_ties_even()))

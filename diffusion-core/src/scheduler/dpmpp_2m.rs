@@ -4,15 +4,16 @@ use candle_core::Tensor;
 use serde::Deserialize;
 
 use super::{FinalSigmas, Scheduler, Solver, Step, TimestepSpacing, karras_sigmas};
-use crate::denoise::{NoiseSchedule, ZERO_SNR_SIGMA};
-use crate::error::Result;
+use crate::denoise::NoiseSchedule;
+use crate::error::{Error, Result};
 
 /// The form of the second-order term.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SolverType {
-    /// The slope at the middle of the step.
+    /// The slope at the middle of the step; diffusers takes the names of other schedulers' types for it.
     #[default]
+    #[serde(alias = "logrho", alias = "bh1", alias = "bh2")]
     Midpoint,
     /// The slope over the whole step.
     Heun,
@@ -71,7 +72,7 @@ impl DpmPp2m {
 
 impl Scheduler for DpmPp2m {
     fn sigmas(&self, noise: &NoiseSchedule, num_steps: usize) -> Result<Vec<f64>> {
-        let noise = noise.capped(ZERO_SNR_SIGMA);
+        let noise = noise.with_finite_terminal_snr();
         let total = noise.num_train_timesteps();
         let mut sigmas = if self.use_karras_sigmas {
             karras_sigmas(noise.sigma_min(), noise.sigma_max(), num_steps)
@@ -81,6 +82,10 @@ impl Scheduler for DpmPp2m {
                 TimestepSpacing::Linspace | TimestepSpacing::Leading => num_steps + 1,
                 TimestepSpacing::Trailing => num_steps,
             };
+            if num_steps >= total {
+                let expected = format!("1 to {}, one less than the model's timesteps", total - 1);
+                return Err(Error::argument("num_steps", expected, num_steps));
+            }
             let timesteps = self
                 .timestep_spacing
                 .timesteps(total, count, self.steps_offset)?;
@@ -100,7 +105,7 @@ impl Scheduler for DpmPp2m {
 
     fn timestep(&self, noise: &NoiseSchedule, sigma: f64) -> f64 {
         noise
-            .capped(ZERO_SNR_SIGMA)
+            .with_finite_terminal_snr()
             .timestep(sigma)
             .round_ties_even()
     }

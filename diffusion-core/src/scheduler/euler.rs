@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use serde::Deserialize;
 
 use super::{FinalSigmas, Scheduler, Solver, Step, TimestepSpacing, karras_sigmas};
-use crate::denoise::{NoiseSchedule, ZERO_SNR_SIGMA};
+use crate::denoise::NoiseSchedule;
 use crate::error::Result;
 
 /// Euler's method in sigma space: first order, one evaluation a step, deterministic. diffusers'
@@ -48,7 +48,7 @@ impl Euler {
 
 impl Scheduler for Euler {
     fn sigmas(&self, noise: &NoiseSchedule, num_steps: usize) -> Result<Vec<f64>> {
-        let noise = noise.capped(ZERO_SNR_SIGMA);
+        let noise = noise.with_finite_terminal_snr();
         let timesteps = self.timestep_spacing.timesteps(
             noise.num_train_timesteps(),
             num_steps,
@@ -67,7 +67,7 @@ impl Scheduler for Euler {
     }
 
     fn timestep(&self, noise: &NoiseSchedule, sigma: f64) -> f64 {
-        let noise = noise.capped(ZERO_SNR_SIGMA);
+        let noise = noise.with_finite_terminal_snr();
         match self.use_karras_sigmas {
             true => noise.timestep(sigma),
             false => noise.timestep_linear(sigma),

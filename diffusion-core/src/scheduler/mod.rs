@@ -8,6 +8,7 @@ mod sampler;
 mod spacing;
 
 use std::fmt;
+use std::sync::Arc;
 
 use candle_core::Tensor;
 
@@ -71,6 +72,29 @@ pub trait Scheduler: Send + Sync + fmt::Debug {
     /// Latents are multiplied by this at the end. It matters only where the last noise level is not 0.
     fn final_scale(&self, sigma_last: f64) -> f64 {
         self.init_noise_sigma(sigma_last).recip()
+    }
+}
+
+/// A shared scheduler is one too, such as those that [`from_name`] gives.
+impl<S: Scheduler + ?Sized> Scheduler for Arc<S> {
+    fn sigmas(&self, noise: &NoiseSchedule, num_steps: usize) -> Result<Vec<f64>> {
+        (**self).sigmas(noise, num_steps)
+    }
+
+    fn solver(&self) -> Box<dyn Solver> {
+        (**self).solver()
+    }
+
+    fn timestep(&self, noise: &NoiseSchedule, sigma: f64) -> f64 {
+        (**self).timestep(noise, sigma)
+    }
+
+    fn init_noise_sigma(&self, sigma_max: f64) -> f64 {
+        (**self).init_noise_sigma(sigma_max)
+    }
+
+    fn final_scale(&self, sigma_last: f64) -> f64 {
+        (**self).final_scale(sigma_last)
     }
 }
 

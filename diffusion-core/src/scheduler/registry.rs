@@ -3,71 +3,102 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::{Ddim, DpmPp2m, Euler, Scheduler};
+use crate::config::{parse, require_defaults};
 use crate::error::{Error, Result};
-use crate::model::config::{parse, require_defaults};
 
-type Build = fn(&Value) -> Result<Arc<dyn Scheduler>>;
+/// A scheduler that is known by name.
+struct Entry {
+    /// The short name.
+    name: &'static str,
+    /// diffusers' class.
+    class: &'static str,
+    /// Sets what the short name means in a configuration that may be another class's.
+    mean: fn(&mut Map<String, Value>),
+    /// From a configuration. Karras et al.'s noise levels may be asked for beside it.
+    build: fn(&Value, karras: bool) -> Result<Arc<dyn Scheduler>>,
+}
 
-/// Short name, diffusers' class, constructor.
-const TABLE: &[(&str, &str, Build)] = &[
-    ("ddim", "DDIMScheduler", |config| {
-        require_defaults("DDIMScheduler", config, &[("thresholding", json!(false))])?;
-        build::<Ddim>(config)
-    }),
-    ("euler", "EulerDiscreteScheduler", |config| {
-        require_defaults(
-            "EulerDiscreteScheduler",
-            config,
-            &[
-                ("interpolation_type", json!("linear")),
-                ("sigma_max", Value::Null),
-                ("sigma_min", Value::Null),
-                ("timestep_type", json!("discrete")),
-                ("use_beta_sigmas", json!(false)),
-                ("use_exponential_sigmas", json!(false)),
-            ],
-        )?;
-        build::<Euler>(config)
-    }),
-    ("dpmpp_2m", "DPMSolverMultistepScheduler", |config| {
-        require_defaults(
-            "DPMSolverMultistepScheduler",
-            config,
-            &[
-                ("algorithm_type", json!("dpmsolver++")),
-                ("thresholding", json!(false)),
-                ("use_beta_sigmas", json!(false)),
-                ("use_exponential_sigmas", json!(false)),
-                ("use_flow_sigmas", json!(false)),
-                ("use_lu_lambdas", json!(false)),
-                ("variance_type", Value::Null),
-            ],
-        )?;
-        if let Some(order @ (0 | 3..)) = config["solver_order"].as_u64() {
-            return Err(Error::argument("solver_order", "1 or 2", order));
-        }
-        build::<DpmPp2m>(config)
-    }),
+const TABLE: &[Entry] = &[
+    Entry {
+        name: "ddim",
+        class: "DDIMScheduler",
+        mean: |_| {},
+        build: ddim,
+    },
+    Entry {
+        name: "euler",
+        class: "EulerDiscreteScheduler",
+        mean: |_| {},
+        build: euler,
+    },
+    Entry {
+        name: "dpmpp_2m",
+        class: "DPMSolverMultistepScheduler",
+        mean: |fields| {
+            fields.insert("algorithm_type".into(), json!("dpmsolver++"));
+            fields.insert("solver_order".into(), json!(2));
+        },
+        build: dpmpp_2m,
+    },
 ];
 
-fn build<S: Scheduler + DeserializeOwned + 'static>(config: &Value) -> Result<Arc<dyn Scheduler>> {
-    let mut config = config.clone();
-    if let Some(fields) = config.as_object_mut() {
-        fields.retain(|_, value| !value.is_null());
+/// Where errors say that a field stands.
+const PLACE: &str = "scheduler config";
+
+fn ddim(config: &Value, karras: bool) -> Result<Arc<dyn Scheduler>> {
+    require_defaults("DDIMScheduler", config, &[("thresholding", json!(false))])?;
+    let scheduler: Ddim = parse(Path::new(PLACE), config)?;
+    Ok(Arc::new(Ddim {
+        use_karras_sigmas: karras,
+        ..scheduler
+    }))
+}
+
+fn euler(config: &Value, karras: bool) -> Result<Arc<dyn Scheduler>> {
+    let defaults = [
+        ("interpolation_type", json!("linear")),
+        ("sigma_max", Value::Null),
+        ("sigma_min", Value::Null),
+        ("timestep_type", json!("discrete")),
+        ("use_beta_sigmas", json!(false)),
+        ("use_exponential_sigmas", json!(false)),
+    ];
+    require_defaults("EulerDiscreteScheduler", config, &defaults)?;
+    let mut scheduler: Euler = parse(Path::new(PLACE), config)?;
+    scheduler.use_karras_sigmas |= karras;
+    Ok(Arc::new(scheduler))
+}
+
+fn dpmpp_2m(config: &Value, karras: bool) -> Result<Arc<dyn Scheduler>> {
+    let defaults = [
+        ("algorithm_type", json!("dpmsolver++")),
+        ("lambda_min_clipped", Value::Null),
+        ("thresholding", json!(false)),
+        ("use_beta_sigmas", json!(false)),
+        ("use_exponential_sigmas", json!(false)),
+        ("use_flow_sigmas", json!(false)),
+        ("use_lu_lambdas", json!(false)),
+        ("variance_type", Value::Null),
+    ];
+    require_defaults("DPMSolverMultistepScheduler", config, &defaults)?;
+    let mut scheduler: DpmPp2m = parse(Path::new(PLACE), config)?;
+    if !(1..=2).contains(&scheduler.solver_order) {
+        return Err(Error::argument(
+            "solver_order",
+            "1 or 2",
+            scheduler.solver_order,
+        ));
     }
-    Ok(Arc::new(parse::<S>(
-        Path::new("scheduler config"),
-        &config,
-    )?))
+    scheduler.use_karras_sigmas |= karras;
+    Ok(Arc::new(scheduler))
 }
 
 /// The short names that [`from_name`] knows.
 pub fn names() -> impl Iterator<Item = &'static str> {
-    TABLE.iter().map(|(name, ..)| *name)
+    TABLE.iter().map(|entry| entry.name)
 }
 
 /// A scheduler by a diffusers configuration: `_class_name` chooses it, the other fields set it, and those
@@ -78,8 +109,8 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 /// fields of the wrong type.
 pub fn from_config(config: &Value) -> Result<Arc<dyn Scheduler>> {
     let class = config["_class_name"].as_str().unwrap_or_default();
-    match TABLE.iter().find(|(_, known, _)| *known == class) {
-        Some((_, _, build)) => build(config),
+    match TABLE.iter().find(|entry| entry.class == class) {
+        Some(entry) => (entry.build)(config, false),
         None => Err(unknown(class)),
     }
 }
@@ -100,27 +131,28 @@ pub fn from_name(name: &str, config: &Value) -> Result<Arc<dyn Scheduler>> {
         Some(rest) => (rest, true),
         None => (plain.as_str(), false),
     };
-    let (_, class, _) = TABLE
-        .iter()
-        .find(|(short, class, _)| plain == *short || plain == class.to_lowercase())
-        .ok_or_else(|| unknown(name))?;
-    let mut config = config.as_object().cloned().unwrap_or_default();
-    config.insert("_class_name".into(), json!(class));
-    if karras {
-        config.insert("use_karras_sigmas".into(), json!(true));
-    }
-    from_config(&Value::Object(config))
+    let mut fields = config.as_object().cloned().unwrap_or_default();
+    let entry = if let Some(entry) = TABLE.iter().find(|entry| entry.name == plain) {
+        (entry.mean)(&mut fields);
+        entry
+    } else {
+        let by_class = TABLE
+            .iter()
+            .find(|entry| entry.class.to_lowercase() == plain);
+        by_class.ok_or_else(|| unknown(name))?
+    };
+    (entry.build)(&Value::Object(fields), karras)
 }
 
 fn unknown(name: &str) -> Error {
     let known: Vec<_> = TABLE
         .iter()
-        .map(|(short, class, _)| format!("{short} ({class})"))
+        .map(|entry| format!("{} ({})", entry.name, entry.class))
         .collect();
     Error::unsupported(
         format!("scheduler {name:?}"),
         format!(
-            "choose one of {}, or pass a Scheduler of your own",
+            "name one of {} in the request, or pass a Scheduler",
             known.join(", ")
         ),
     )

@@ -9,6 +9,9 @@ use crate::denoise::{Denoiser, Estimate, NoiseSchedule};
 use crate::error::{Error, Result};
 use crate::rng::NoiseSource;
 
+/// The most steps of a run.
+const MAX_STEPS: usize = 1_000_000;
+
 /// What a solver works with during one step.
 pub struct Step<'a> {
     index: usize,
@@ -138,8 +141,9 @@ impl Sampler<'_> {
     /// [`Error::InvalidArgument`] for no steps, or if the scheduler's plan is empty, starts at no noise,
     /// rises or is not finite.
     pub fn sigmas(&self) -> Result<Vec<f64>> {
-        if self.num_steps == 0 {
-            return Err(Error::argument("num_steps", "at least 1", 0));
+        if !(1..=MAX_STEPS).contains(&self.num_steps) {
+            let expected = format!("1 to {MAX_STEPS}");
+            return Err(Error::argument("num_steps", expected, self.num_steps));
         }
         let sigmas = self.scheduler.sigmas(self.schedule, self.num_steps)?;
         let rises = sigmas.windows(2).any(|pair| pair[0] < pair[1]);

@@ -92,6 +92,7 @@ pub fn karras_sigmas(sigma_min: f64, sigma_max: f64, num_steps: usize) -> Vec<f6
     (0..num_steps)
         .map(|i| match i {
             0 => sigma_max,
+            _ if i + 1 == num_steps => sigma_min,
             _ => (high + (low - high) * i as f64 / (num_steps - 1) as f64).powf(RHO),
         })
         .collect()

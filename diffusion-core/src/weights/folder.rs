@@ -5,8 +5,8 @@ use std::path::{Component as PathPart, Path, PathBuf};
 use serde_json::Value;
 
 use super::SafeTensorsSource;
+use crate::config::read_json;
 use crate::error::{Error, Result};
-use crate::model::config::read_json;
 
 /// A model folder as diffusers writes it: `model_index.json` and a folder for each component.
 #[derive(Debug, Clone)]
@@ -170,16 +170,10 @@ impl Component {
             return Ok(files);
         }
         // A folder with nothing but a variant is meant to be read.
-        let only_variant = names.iter().find_map(|name| {
-            let rest = STEMS
-                .iter()
-                .find_map(|stem| name.strip_prefix(stem)?.strip_prefix('.'))?;
-            rest.strip_suffix(".safetensors")
-        });
-        if let Some(variant) = only_variant
-            && let Some(files) = self.files_of(&names, &format!(".{variant}"))?
-        {
-            return Ok(files);
+        for variant in names.iter().filter_map(|name| variant_of(name)) {
+            if let Some(files) = self.files_of(&names, &format!(".{variant}"))? {
+                return Ok(files);
+            }
         }
         if names.iter().any(|name| name.ends_with(".bin")) {
             return Err(Error::unsupported(
@@ -242,6 +236,17 @@ impl Component {
             })
             .collect()
     }
+}
+
+/// The variant that the name of a weight file or of an index states, if it does.
+fn variant_of(name: &str) -> Option<&str> {
+    let rest = STEMS
+        .iter()
+        .find_map(|stem| name.strip_prefix(stem)?.strip_prefix('.'))?;
+    let between = |start: &str, end: &str| rest.strip_prefix(start)?.strip_suffix(end);
+    between("safetensors.index.", ".json")
+        .or_else(|| between("", ".safetensors.index.json"))
+        .or_else(|| between("", ".safetensors"))
 }
 
 /// What weight files are called, without variant and ending.

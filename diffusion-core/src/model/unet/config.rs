@@ -5,8 +5,8 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::config::{PerLevel, check_levels, parse_model, require_defaults};
 use crate::error::{Error, Result};
-use crate::model::config::{PerLevel, check_levels, parse_model, require_defaults};
 use crate::nn::{ActivationFunction, TimeScaleShift};
 
 /// The kinds of blocks on the way down and up.
@@ -177,29 +177,34 @@ impl UNetConfig {
                 ("timestep_post_act", Value::Null),
             ],
         )?;
-        let mut json = json.clone();
-        // Written as null where the default is meant, but for the middle block, where null is none.
-        if let Some(fields) = json.as_object_mut() {
-            fields.retain(|name, value| !value.is_null() || name == "mid_block_type");
+        let mut config: Self = parse_model(path, json)?;
+        if json.get("mid_block_type").is_some_and(Value::is_null) {
+            config.mid_block_type = None;
         }
-        let config: Self = parse_model(path, &json)?;
-        check_levels("block_out_channels", &config.block_out_channels)?;
-        let levels = config.block_out_channels.len();
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Checks that the settings fit together.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] with the setting that does not.
+    pub fn check(&self) -> Result<()> {
+        check_levels("block_out_channels", &self.block_out_channels)?;
+        let levels = self.block_out_channels.len();
         for (name, found) in [
-            ("down_block_types", config.down_block_types.len()),
-            ("up_block_types", config.up_block_types.len()),
+            ("down_block_types", self.down_block_types.len()),
+            ("up_block_types", self.up_block_types.len()),
         ] {
             if found != levels {
                 let expected = format!("one for each of {levels} block_out_channels");
                 return Err(Error::argument(name, expected, found));
             }
         }
-        Ok(config)
-    }
-
-    /// The factor between the sizes of the first and the last level.
-    pub fn downscale(&self) -> usize {
-        1 << (self.block_out_channels.len().max(1) - 1)
+        match self.downsample_padding {
+            0 | 1 => Ok(()),
+            other => Err(Error::argument("downsample_padding", "0 or 1", other)),
+        }
     }
 
     /// Width of the timestep's vector in the residual blocks.

@@ -8,9 +8,9 @@ use candle_core::{D, DType, Device, Tensor};
 use blocks::{Conditioning, DownBlock, LevelConfig, MidBlock, UpBlock};
 pub use config::{AdditionEmbedType, BlockType, MidBlockType, TransformerLayers, UNetConfig};
 
+use crate::config::PerLevel;
 use crate::device::compute_dtype;
 use crate::error::{Error, Result};
-use crate::model::config::PerLevel;
 use crate::nn::{
     Activation, Conv2d, Conv2dConfig, GroupNorm, Params, ResnetConfig, TensorSource,
     TimestepEmbedding, TransformerConfig, sinusoidal_embedding,
@@ -89,11 +89,10 @@ impl UNet {
         dtype: DType,
         device: &Device,
     ) -> Result<Self> {
+        config.check()?;
         Params::build(source, dtype, device, &[], |params| {
             let channels = config.block_out_channels.clone();
-            let first = *channels.first().ok_or_else(|| {
-                Error::argument("block_out_channels", "at least one level", "none")
-            })?;
+            let first = channels[0];
             let levels = Levels::new(&config)?;
             let n = channels.len();
             let time_embed_dim = config.time_embed_dim();
@@ -247,10 +246,11 @@ impl UNet {
         let dim = config.addition_time_embed_dim.unwrap_or(256);
         let time_ids = text_time
             .time_ids
-            .to_dtype(DType::F64)?
+            .to_dtype(DType::F32)?
             .flatten_all()?
-            .to_vec1::<f64>()?;
-        let sizes = sinusoid(&time_ids, dim)?.reshape((batch, time_ids.len() / batch * dim))?;
+            .to_vec1::<f32>()?;
+        let time_ids: Vec<f64> = time_ids.into_iter().map(f64::from).collect();
+        let sizes = sinusoid(&time_ids, dim)?.reshape((batch, ()))?;
         let text = text_time.text_embeds.to_dtype(DType::F32)?;
         let added = Tensor::cat(&[&text, &sizes], D::Minus1)?;
         temb.add(&add_embedding.forward(&added, None, self.dtype)?)

@@ -7,9 +7,9 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::Posterior;
+use crate::config::{check_levels, parse_model, require_defaults};
 use crate::device::compute_dtype;
 use crate::error::{Error, Result};
-use crate::model::config::{check_levels, parse_model, require_defaults};
 use crate::nn::{
     Activation, ActivationFunction, Attention, AttentionConfig, Conv2d, Conv2dConfig, Downsample,
     GroupNorm, Params, ResnetBlock, ResnetConfig, TensorSource, TimeScaleShift, Upsample,
@@ -41,6 +41,8 @@ pub struct AutoencoderKlConfig {
     pub scaling_factor: f64,
     /// Subtracted from latents before that.
     pub shift_factor: f64,
+    /// Whether the model overflows in f16; it is then held in f32 where f16 arithmetic was asked for.
+    pub force_upcast: bool,
     /// Whether a 1x1 convolution follows the encoder.
     pub use_quant_conv: bool,
     /// Whether a 1x1 convolution leads the decoder.
@@ -61,6 +63,7 @@ impl Default for AutoencoderKlConfig {
             norm_num_groups: 32,
             scaling_factor: 0.18215,
             shift_factor: 0.0,
+            force_upcast: false,
             use_quant_conv: true,
             use_post_quant_conv: true,
             mid_block_add_attention: true,
@@ -88,11 +91,7 @@ impl AutoencoderKlConfig {
                 return Err(Error::unsupported(what, format!("{known} is")));
             }
         }
-        let mut json = json.clone();
-        if let Some(fields) = json.as_object_mut() {
-            fields.retain(|_, value| !value.is_null());
-        }
-        let config: Self = parse_model(path, &json)?;
+        let config: Self = parse_model(path, json)?;
         check_levels("block_out_channels", &config.block_out_channels)?;
         Ok(config)
     }
@@ -342,6 +341,10 @@ impl AutoencoderKl {
         device: &Device,
     ) -> Result<Self> {
         check_levels("block_out_channels", &config.block_out_channels)?;
+        let dtype = match compute_dtype(device, dtype) {
+            DType::F16 if config.force_upcast => DType::F32,
+            _ => dtype,
+        };
         Params::build(source, dtype, device, &[], |params| {
             let conv = |name: &str, present: bool, channels: usize| {
                 present

@@ -6,9 +6,9 @@ use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::config::{check_levels, parse_model, require_defaults};
 use crate::device::compute_dtype;
 use crate::error::{Error, Result};
-use crate::model::config::{check_levels, parse_model, require_defaults};
 use crate::nn::{
     Activation, ActivationFunction, Conv2d, Conv2dConfig, Params, TensorSource, upsample_nearest,
 };

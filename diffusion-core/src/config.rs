@@ -1,4 +1,4 @@
-//! Reading model configurations.
+//! Reading JSON settings.
 
 use std::path::Path;
 
@@ -39,10 +39,27 @@ impl<T: Clone> PerLevel<T> {
 /// Reads a JSON file as Python writes it: with `Infinity`, `-Infinity` and `NaN`, which become null.
 ///
 /// # Errors
-/// [`Error::Io`] if the file cannot be read, [`Error::Format`] if it is not JSON.
+/// [`Error::NotFound`] or [`Error::Io`] if the file cannot be read, [`Error::Format`] if it is not JSON.
 pub fn read_json(path: &Path) -> Result<Value> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-    serde_json::from_str(&without_non_finite(&text)).map_err(|e| Error::format(path, e))
+    let text = std::fs::read_to_string(path).map_err(|source| match source.kind() {
+        std::io::ErrorKind::NotFound => {
+            let hint = "the model needs this file; copy or download it again".into();
+            Error::NotFound {
+                path: path.to_owned(),
+                hint,
+            }
+        }
+        _ => Error::io(path, source),
+    })?;
+    parse_json(&text).map_err(|e| Error::format(path, e))
+}
+
+/// Parses JSON as Python writes it: with `Infinity`, `-Infinity` and `NaN`, which become null.
+///
+/// # Errors
+/// The parser's, if it is not JSON.
+pub fn parse_json(text: &str) -> serde_json::Result<Value> {
+    serde_json::from_str(&without_non_finite(text))
 }
 
 fn without_non_finite(text: &str) -> String {
@@ -110,11 +127,15 @@ pub fn check_levels(name: &'static str, channels: &[usize]) -> Result<()> {
 /// The most levels of a model; each halves the picture.
 const MAX_LEVELS: usize = 16;
 
-/// Parses a configuration.
+/// Parses settings. Those that are null count as absent.
 ///
 /// # Errors
 /// [`Error::Format`] with `path` and the parser's reason.
 pub fn parse<T: DeserializeOwned>(path: &Path, json: &Value) -> Result<T> {
+    let mut json = json.clone();
+    if let Some(fields) = json.as_object_mut() {
+        fields.retain(|_, value| !value.is_null());
+    }
     T::deserialize(json).map_err(|e| Error::format(path, e))
 }
 
