@@ -31,6 +31,21 @@ pub fn model_path(name: &str) -> PathBuf {
     }
 }
 
+/// Copies a folder and all that is in it.
+pub fn copy_folder(from: &Path, to: &Path) -> TestResult {
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let path = entry?.path();
+        let target = to.join(path.file_name().ok_or("no name")?);
+        if path.is_dir() {
+            copy_folder(&path, &target)?;
+        } else {
+            std::fs::copy(&path, &target)?;
+        }
+    }
+    Ok(())
+}
+
 /// A JSON file below `tests/goldens`.
 pub fn golden_json(name: &str) -> TestResult<Value> {
     let path = golden_path(name);

@@ -1,13 +1,12 @@
 //! UNet and autoencoders against diffusers.
 
 use std::fs;
-use std::path::Path;
 
 use diffusion_core::model::{TextTime, UNetConfig, UNetInput, Vae};
 use diffusion_core::weights::DiffusersFolder;
 use diffusion_core::{DType, Device, UNet};
 use diffusion_tests::{
-    Golden, TOLERANCE, TestResult, assert_close, golden_json, golden_path, model_path,
+    Golden, TOLERANCE, TestResult, assert_close, copy_folder, golden_json, golden_path, model_path,
 };
 
 fn open_unet(model: &str) -> TestResult<UNet> {
@@ -157,19 +156,5 @@ fn weights_of_a_variant() -> TestResult {
         "a folder with nothing but a variant"
     );
     assert!(DiffusersFolder::open(model_path("sd21"), Some("nonsense")).is_err());
-    Ok(())
-}
-
-fn copy_folder(from: &Path, to: &Path) -> TestResult {
-    fs::create_dir_all(to)?;
-    for entry in fs::read_dir(from)? {
-        let path = entry?.path();
-        let target = to.join(path.file_name().ok_or("no name")?);
-        if path.is_dir() {
-            copy_folder(&path, &target)?;
-        } else {
-            fs::copy(&path, &target)?;
-        }
-    }
     Ok(())
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use diffusion_core::{Error, ErrorKind, GenerateRequest, Pipeline};
-use diffusion_tests::{TestResult, model_path};
+use diffusion_tests::{TestResult, copy_folder, model_path};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -13,22 +13,8 @@ const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
 /// A copy of the tiny SD 1.5 to damage.
 fn copy() -> TestResult<TempDir> {
     let folder = tempfile::tempdir()?;
-    copy_into(&model_path("sd15"), folder.path())?;
+    copy_folder(&model_path("sd15"), folder.path())?;
     Ok(folder)
-}
-
-fn copy_into(from: &Path, to: &Path) -> TestResult {
-    fs::create_dir_all(to)?;
-    for entry in fs::read_dir(from)? {
-        let path = entry?.path();
-        let target = to.join(path.file_name().ok_or("no name")?);
-        if path.is_dir() {
-            copy_into(&path, &target)?
-        } else {
-            fs::copy(&path, &target).map(|_| ())?
-        }
-    }
-    Ok(())
 }
 
 fn open_error(folder: &Path) -> TestResult<Error> {
