@@ -6,14 +6,10 @@ use std::sync::Arc;
 use std::{env, fs, thread};
 
 use diffusion_core::{ErrorKind, GenerateRequest, Pipeline};
-use diffusion_tests::{TestResult, model_path};
+use diffusion_tests::{TestResult, emoji_pipeline};
 
 /// Set in the child processes of `any_thread_count`: where the picture goes.
 const OUTPUT: &str = "DIFFUSION_TEST_OUTPUT";
-
-fn pipeline() -> TestResult<Pipeline> {
-    Ok(Pipeline::builder().weights(model_path("emoji")).build()?)
-}
 
 fn request() -> GenerateRequest {
     GenerateRequest::txt2img("cat face, flat style")
@@ -29,7 +25,7 @@ fn picture(pipe: &Pipeline, request: &GenerateRequest) -> TestResult<Vec<u8>> {
 #[test]
 fn any_thread_count() -> TestResult {
     if let Some(output) = env::var_os(OUTPUT) {
-        return Ok(fs::write(output, picture(&pipeline()?, &request())?)?);
+        return Ok(fs::write(output, picture(&emoji_pipeline()?, &request())?)?);
     }
     let folder = tempfile::tempdir()?;
     let mut pictures = Vec::new();
@@ -57,7 +53,7 @@ fn any_thread_count() -> TestResult {
 
 #[test]
 fn a_picture_depends_on_its_own_seed_alone() -> TestResult {
-    let pipe = pipeline()?;
+    let pipe = emoji_pipeline()?;
     let many = pipe.generate(&request().num_images(3))?;
     assert_eq!(many.seeds, [3, 4, 5]);
     for (image, seed) in many.images.iter().zip(many.seeds) {
@@ -68,7 +64,7 @@ fn a_picture_depends_on_its_own_seed_alone() -> TestResult {
 
 #[test]
 fn pictures_at_once_are_those_one_by_one() -> TestResult {
-    let pipe = pipeline()?;
+    let pipe = emoji_pipeline()?;
     let single = pipe.generate(&request().num_images(3))?;
     let batch = pipe.generate(&request().num_images(3).batch_size(2))?;
     for (a, b) in single.images.iter().zip(&batch.images) {
@@ -85,7 +81,7 @@ fn pictures_at_once_are_those_one_by_one() -> TestResult {
 
 #[test]
 fn threads_share_one_pipeline() -> TestResult {
-    let pipe = Arc::new(pipeline()?);
+    let pipe = Arc::new(emoji_pipeline()?);
     let expected = picture(&pipe, &request())?;
     let threads: Vec<_> = (0..4)
         .map(|_| {
@@ -101,7 +97,7 @@ fn threads_share_one_pipeline() -> TestResult {
 
 #[test]
 fn a_random_seed_is_told_and_gives_the_picture_again() -> TestResult {
-    let pipe = pipeline()?;
+    let pipe = emoji_pipeline()?;
     let unseeded = GenerateRequest::txt2img("cat face, flat style").num_steps(1);
     let first = pipe.generate(&unseeded)?;
     let again = pipe.generate(&unseeded.clone().seed(first.seeds[0]))?;
@@ -112,7 +108,7 @@ fn a_random_seed_is_told_and_gives_the_picture_again() -> TestResult {
 
 #[test]
 fn cancelled_within_one_step_and_usable_after() -> TestResult {
-    let pipe = pipeline()?;
+    let pipe = emoji_pipeline()?;
     let expected = picture(&pipe, &request())?;
     for stop_at in 1..=4 {
         let mut steps = 0;

@@ -5,6 +5,7 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
+use diffusion_core::Pipeline;
 use serde_json::Value;
 
 /// The result of a test.
@@ -44,6 +45,11 @@ pub fn copy_folder(from: &Path, to: &Path) -> TestResult {
         }
     }
     Ok(())
+}
+
+/// The emoji model, loaded.
+pub fn emoji_pipeline() -> TestResult<Pipeline> {
+    Ok(Pipeline::builder().weights(model_path("emoji")).build()?)
 }
 
 /// A JSON file below `tests/goldens`.

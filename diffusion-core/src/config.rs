@@ -41,16 +41,8 @@ impl<T: Clone> PerLevel<T> {
 /// # Errors
 /// [`Error::NotFound`] or [`Error::Io`] if the file cannot be read, [`Error::Format`] if it is not JSON.
 pub fn read_json(path: &Path) -> Result<Value> {
-    let text = std::fs::read_to_string(path).map_err(|source| match source.kind() {
-        std::io::ErrorKind::NotFound => {
-            let hint = "the model needs this file; copy or download it again".into();
-            Error::NotFound {
-                path: path.to_owned(),
-                hint,
-            }
-        }
-        _ => Error::io(path, source),
-    })?;
+    let hint = "the model needs this file; copy or download it again";
+    let text = std::fs::read_to_string(path).map_err(|e| Error::open(path, e, hint))?;
     parse_json(&text).map_err(|e| Error::format(path, e))
 }
 

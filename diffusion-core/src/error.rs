@@ -158,6 +158,17 @@ impl Error {
         }
     }
 
+    /// A file that could not be opened; `hint` says what to do if it is not there.
+    pub(crate) fn open(path: &Path, source: std::io::Error, hint: &str) -> Self {
+        match source.kind() {
+            std::io::ErrorKind::NotFound => Self::NotFound {
+                path: path.to_owned(),
+                hint: hint.into(),
+            },
+            _ => Self::io(path, source),
+        }
+    }
+
     pub(crate) fn format(path: &Path, reason: impl fmt::Display) -> Self {
         Self::Format {
             path: path.to_owned(),

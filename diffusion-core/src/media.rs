@@ -23,16 +23,12 @@ pub fn to_rgb8(images: &Tensor) -> Result<Vec<RgbImage>> {
             found,
         ));
     };
-    if !images
-        .to_dtype(DType::F32)?
-        .sum_all()?
-        .to_scalar::<f32>()?
-        .is_finite()
-    {
+    let images = images.to_dtype(DType::F32)?;
+    if !images.sum_all()?.to_scalar::<f32>()?.is_finite() {
         let hint = "hold the weights in f32 or bf16, and check the latents";
         return Err(Error::NotFinite { hint });
     }
-    let bytes = (images.to_dtype(DType::F32)?.clamp(-1.0, 1.0)? * 127.5)?.affine(1.0, 127.5)?;
+    let bytes = (images.clamp(-1.0, 1.0)? * 127.5)?.affine(1.0, 127.5)?;
     let bytes = bytes
         .round()?
         .to_dtype(DType::U8)?

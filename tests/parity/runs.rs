@@ -6,7 +6,8 @@ use diffusion_core::model::TextTime;
 use diffusion_core::rng::ImageRngs;
 use diffusion_core::{Conditioning, Device, GenerateRequest, Pipeline, Progress, Tensor};
 use diffusion_tests::{
-    Golden, RUN_TOLERANCE, TOLERANCE, TestResult, assert_close, golden_json, model_path,
+    Golden, RUN_TOLERANCE, TOLERANCE, TestResult, assert_close, emoji_pipeline, golden_json,
+    model_path,
 };
 use serde_json::Value;
 
@@ -153,7 +154,7 @@ fn shape_of_sdxl() -> TestResult {
 #[test]
 fn prompt_conditioning() -> TestResult {
     let golden = Golden::open("runs/emoji_ddim")?;
-    let pipe = Pipeline::builder().weights(model_path("emoji")).build()?;
+    let pipe = emoji_pipeline()?;
     let (ours, _) = pipe.encode_prompt("a red heart, flat style", Some(""))?;
     let negative = ours.negative_prompt_embeds.ok_or("no negative prompt")?;
     let both = Tensor::cat(&[&negative, &ours.prompt_embeds], 0)?;
@@ -168,7 +169,7 @@ fn prompt_conditioning() -> TestResult {
 #[test]
 fn the_folder_s_own_scheduler_and_the_noise_as_an_argument() -> TestResult {
     let golden = Golden::open("runs/emoji_ddim")?;
-    let pipe = Pipeline::builder().weights(model_path("emoji")).build()?;
+    let pipe = emoji_pipeline()?;
     let request = GenerateRequest::txt2img("a red heart, flat style")
         .num_steps(25)
         .guidance_scale(5.0)

@@ -6,12 +6,8 @@ use diffusion_core::{
     Conditioning, DType, Ddim, Device, Error, ErrorKind, GenerateRequest, Pipeline, Progress,
     Tensor, Warning,
 };
-use diffusion_tests::{TestResult, model_path};
+use diffusion_tests::{TestResult, emoji_pipeline, model_path};
 use serde_json::json;
-
-fn pipeline() -> TestResult<Pipeline> {
-    Ok(Pipeline::builder().weights(model_path("emoji")).build()?)
-}
 
 fn request() -> GenerateRequest {
     GenerateRequest::txt2img("a red heart, flat style")
@@ -22,7 +18,7 @@ fn request() -> GenerateRequest {
 #[test]
 fn values_out_of_range() -> TestResult {
     use ErrorKind::{InvalidArgument, OutOfMemory, Unsupported};
-    let pipe = pipeline()?;
+    let pipe = emoji_pipeline()?;
     let tensor = |shape: [usize; 4]| Tensor::zeros(&shape, DType::F32, &Device::Cpu);
     let nan = (tensor([1, 4, 16, 16])? * f64::NAN)?;
     for (request, kind, part) in [
@@ -140,7 +136,7 @@ fn values_out_of_range() -> TestResult {
 
 #[test]
 fn conditioning_has_a_row_for_all_pictures_or_one_for_each() -> TestResult {
-    let pipe = pipeline()?;
+    let pipe = emoji_pipeline()?;
     let (one, _) = pipe.encode_prompt("a red heart, flat style", Some(""))?;
     let (other, _) = pipe.encode_prompt("blue circle, flat style", Some(""))?;
     let rows = [&one.prompt_embeds, &other.prompt_embeds, &one.prompt_embeds];
@@ -178,7 +174,7 @@ fn conditioning_has_a_row_for_all_pictures_or_one_for_each() -> TestResult {
 
 #[test]
 fn schedulers_of_the_registry_serve_as_values() -> TestResult {
-    let pipe = pipeline()?;
+    let pipe = emoji_pipeline()?;
     let config = json!({"use_karras_sigmas": true, "solver_type": "bh2", "algorithm_type": "deis"});
     let dpm = diffusion_core::scheduler::from_name("dpmpp_2m", &config)?;
     pipe.generate(&request().scheduler(dpm).num_steps(2))?;
@@ -192,7 +188,7 @@ fn schedulers_of_the_registry_serve_as_values() -> TestResult {
 
 #[test]
 fn a_configuration_that_is_silent_on_noise_keeps_the_model_s() -> TestResult {
-    let pipe = pipeline()?;
+    let pipe = emoji_pipeline()?;
     let latents = |config| {
         let request = request().num_steps(3).scheduler_config(config);
         pipe.generate_latents(&request, &mut |_| ControlFlow::Continue(()))
@@ -214,7 +210,7 @@ fn a_configuration_that_is_silent_on_noise_keeps_the_model_s() -> TestResult {
 
 #[test]
 fn every_scheduler_takes_any_number_of_steps() -> TestResult {
-    let pipe = pipeline()?;
+    let pipe = emoji_pipeline()?;
     let noise = pipe.noise_schedule();
     for name in [
         "ddim",
@@ -250,7 +246,7 @@ fn every_scheduler_takes_any_number_of_steps() -> TestResult {
 
 #[test]
 fn finite_pictures_at_every_edge() -> TestResult {
-    let pipe = pipeline()?;
+    let pipe = emoji_pipeline()?;
     for request in [
         request().size(8, 8),
         request().size(8, 24).num_steps(3),
@@ -277,7 +273,7 @@ fn finite_pictures_at_every_edge() -> TestResult {
 
 #[test]
 fn empty_long_and_odd_prompts() -> TestResult {
-    let pipe = pipeline()?;
+    let pipe = emoji_pipeline()?;
     for prompt in [
         "",
         " ",
@@ -329,7 +325,7 @@ fn builders_without_parts() {
 
 #[test]
 fn latents_of_another_shape_are_not_decoded() -> TestResult {
-    let pipe = pipeline()?;
+    let pipe = emoji_pipeline()?;
     for shape in [
         &[1, 3, 16, 16][..],
         &[4, 16, 16],

@@ -1,5 +1,6 @@
 //! How much noise each timestep means to a model.
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use candle_core::Tensor;
@@ -81,6 +82,17 @@ impl Default for NoiseScheduleConfig {
 }
 
 impl NoiseScheduleConfig {
+    /// The names of all fields, by which a `scheduler_config.json` shows that it describes the model.
+    pub(crate) const FIELDS: [&str; 7] = [
+        "num_train_timesteps",
+        "beta_start",
+        "beta_end",
+        "beta_schedule",
+        "trained_betas",
+        "prediction_type",
+        "rescale_betas_zero_snr",
+    ];
+
     /// Stable Diffusion 1.x: 1000 timesteps, `scaled_linear` from 0.00085 to 0.012, epsilon.
     pub fn stable_diffusion() -> Self {
         Self {
@@ -191,15 +203,15 @@ impl NoiseSchedule {
 
     /// The same schedule with diffusers' stand-in for a zero signal-to-noise ratio, [`ZERO_SNR_SIGMA`];
     /// schedules that were not rescaled to one stay as they are.
-    pub fn with_finite_terminal_snr(&self) -> Self {
-        let mut schedule = self.clone();
-        if self.zero_terminal_snr {
-            schedule
-                .sigmas
-                .iter_mut()
-                .for_each(|sigma| *sigma = sigma.min(ZERO_SNR_SIGMA));
+    pub fn with_finite_terminal_snr(&self) -> Cow<'_, Self> {
+        if !self.zero_terminal_snr {
+            return Cow::Borrowed(self);
         }
-        schedule
+        let sigmas = self.sigmas.iter().map(|s| s.min(ZERO_SNR_SIGMA)).collect();
+        Cow::Owned(Self {
+            sigmas,
+            ..self.clone()
+        })
     }
 
     /// Number of timesteps that the model was trained on.

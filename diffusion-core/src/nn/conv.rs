@@ -89,7 +89,7 @@ enum Kind {
     Pointwise(Linear),
     /// Any other kernel.
     Spatial {
-        /// `(output, height * width * input)`: each row a kernel, channels last like the pictures.
+        /// On the CPU as [`flatten_kernels`] lays it out, elsewhere `(output, input, height, width)`.
         weight: Tensor,
         bias: Option<Tensor>,
         config: Conv2dConfig,
@@ -117,10 +117,11 @@ impl Conv2d {
             let kind = Kind::Pointwise(Linear::from_conv1x1(params, input, output)?);
             return Ok(Self { kind });
         }
-        let weight = params.tensor_as("weight", &[output, input, height, width], |weight| {
-            let channels_last = weight.permute((0, 2, 3, 1))?;
-            Ok(channels_last.reshape((output, height * width * input))?)
-        })?;
+        let shape = [output, input, height, width];
+        let weight = match params.device() {
+            Device::Cpu => params.tensor_as("weight", &shape, |weight| flatten_kernels(&weight))?,
+            _ => params.tensor("weight", &shape)?,
+        };
         let bias = config
             .bias
             .then(|| params.tensor("bias", &[output]))
@@ -162,6 +163,12 @@ impl Conv2d {
             }
         }
     }
+}
+
+/// `(output, input, height, width)` to `(output, height * width * input)`: each row a kernel, channels last
+/// like the pictures.
+fn flatten_kernels(weight: &Tensor) -> Result<Tensor> {
+    Ok(weight.permute((0, 2, 3, 1))?.flatten_from(1)?)
 }
 
 /// The picture with its padding, and just as many rows and columns as the kernel reads.
@@ -243,12 +250,8 @@ fn every(x: &Tensor, dim: usize, start: usize, count: usize, stride: usize) -> R
 /// Candle's convolution, which calls cuDNN and the like. With the padding in the picture and no unread
 /// rows or columns its gradient is right for every stride and size.
 fn convolve_on_device(padded: &Tensor, weight: &Tensor, config: &Conv2dConfig) -> Result<Tensor> {
-    let (height, width) = config.kernel;
-    let (output, patch) = weight.dims2()?;
-    let weight = weight.reshape((output, height, width, patch / (height * width)))?;
-    let weight = weight.permute((0, 3, 1, 2))?.contiguous()?;
     let picture = padded.permute((0, 3, 1, 2))?.contiguous()?;
-    let y = picture.conv2d(&weight, 0, config.stride, 1, 1)?;
+    let y = picture.conv2d(weight, 0, config.stride, 1, 1)?;
     Ok(y.permute((0, 2, 3, 1))?.contiguous()?)
 }
 
@@ -368,12 +371,12 @@ mod tests {
                 (2, height, width, 3),
                 &Device::Cpu,
             )?;
-            let weight = Tensor::from_vec(random(4 * 27, 2), (4, 27), &Device::Cpu)?;
+            let weight = Tensor::from_vec(random(4 * 27, 2), (4, 3, 3, 3), &Device::Cpu)?;
             let (x, weight) = (Var::from_tensor(&x)?, Var::from_tensor(&weight)?);
             let padded = pad(&x, &config)?;
             let mut results = Vec::new();
             for y in [
-                convolve_by_patches(&padded, &weight, &config)?,
+                convolve_by_patches(&padded, &flatten_kernels(&weight)?, &config)?,
                 convolve_on_device(&padded, &weight, &config)?,
             ] {
                 let gradients = y.sqr()?.sum_all()?.backward()?;

@@ -7,21 +7,10 @@ use serde_json::Value;
 
 use super::request::SchedulerChoice;
 use super::{GenerateRequest, Pipeline};
-use crate::denoise::NoiseSchedule;
+use crate::denoise::{NoiseSchedule, NoiseScheduleConfig};
 use crate::error::{Error, Result};
 use crate::rng::random_seed;
 use crate::scheduler::{self, Scheduler};
-
-/// The fields of a scheduler's configuration that describe the model.
-const NOISE_FIELDS: [&str; 7] = [
-    "num_train_timesteps",
-    "beta_start",
-    "beta_end",
-    "beta_schedule",
-    "trained_betas",
-    "prediction_type",
-    "rescale_betas_zero_snr",
-];
 
 /// Far beyond any use, and far below what f32 holds.
 const MAX_GUIDANCE: f64 = 1e6;
@@ -174,7 +163,9 @@ impl Pipeline {
                 if let Some(Value::Array(filled)) = fields.remove("_use_default_values") {
                     fields.retain(|name, _| !filled.iter().any(|other| other == name));
                 }
-                let describes_noise = NOISE_FIELDS.iter().any(|name| fields.contains_key(*name));
+                let describes_noise = NoiseScheduleConfig::FIELDS
+                    .iter()
+                    .any(|name| fields.contains_key(*name));
                 let mut merged = model.as_object().cloned().unwrap_or_default();
                 merged.extend(fields);
                 let merged = Value::Object(merged);

@@ -55,13 +55,8 @@ impl SafeTensorsSource {
 
 impl Shard {
     fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|source| match source.kind() {
-            std::io::ErrorKind::NotFound => Error::NotFound {
-                path: path.to_owned(),
-                hint: "the checkpoint names this file; copy or download it again".into(),
-            },
-            _ => Error::io(path, source),
-        })?;
+        let hint = "the checkpoint names this file; copy or download it again";
+        let file = File::open(path).map_err(|e| Error::open(path, e, hint))?;
         let map = map(&file).map_err(|source| Error::io(path, source))?;
         let damaged = |e| Error::format(path, format!("not a whole safetensors file: {e}"));
         let (header_len, metadata) = SafeTensors::read_metadata(&map).map_err(damaged)?;
