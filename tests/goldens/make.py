@@ -15,12 +15,18 @@ import torch
 import diffusers
 import transformers
 
+import brownian
+import equations
 import gradients
 import networks
+import plans
+import published
 import runs
 import schedulers
+import sigma_schedules
 import text
 import tiny_models
+import toy_runs
 
 HERE = Path(__file__).resolve().parent
 
@@ -29,6 +35,12 @@ def main():
     parts = {
         "tokenizers": text.tokenizers,
         "schedulers": schedulers.make,
+        "plans": plans.make,
+        "sigma_schedules": sigma_schedules.make,
+        "toy_runs": toy_runs.make,
+        "equations": equations.make,
+        "brownian": brownian.make,
+        "published": published.make,
         "models": tiny_models.make,
         "clip": text.clip,
         "unet": networks.unets,

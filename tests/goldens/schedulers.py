@@ -1,4 +1,4 @@
-"""Random numbers, noise schedules, timesteps and sigmas, and runs over a toy model."""
+"""Random numbers, noise schedules, timesteps and sigmas."""
 
 import inspect
 import math
@@ -6,7 +6,7 @@ import math
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
-from common import save, save_rows
+from common import save
 
 SCHEDULERS = {
     "ddim": DDIMScheduler,
@@ -27,7 +27,6 @@ def make(out, emoji):
     rng(out)
     noise_schedules(out)
     schedules(out)
-    toy_runs(out)
 
 
 def rng(out):
@@ -97,72 +96,6 @@ def plans(base, counts):
     return tensors
 
 
-def toy_cases():
-    for name in SCHEDULERS:
-        for spacing in SPACINGS:
-            for karras in karras_choices(name):
-                for prediction in ["epsilon", "v_prediction"]:
-                    config = BASE | {"timestep_spacing": spacing, "prediction_type": prediction}
-                    case = f"{name}.{spacing}.{prediction}"
-                    if name == "ddim":
-                        config["clip_sample"] = False
-                        for to_one in [False, True]:
-                            ending = "final_one" if to_one else "final_first"
-                            yield f"{case}.{ending}", name, config | {"set_alpha_to_one": to_one}, 0
-                    else:
-                        config["use_karras_sigmas"] = karras
-                        yield f"{case}.{'karras' if karras else 'plain'}", name, config, 0
-    for spacing in SPACINGS:
-        for prediction in ["epsilon", "v_prediction"]:
-            config = BASE | {
-                "timestep_spacing": spacing,
-                "prediction_type": prediction,
-                "clip_sample": False,
-                "set_alpha_to_one": False,
-            }
-            yield f"ddim.{spacing}.{prediction}.eta", "ddim", config, 0.5
-    config = BASE | {"timestep_spacing": "trailing", "clip_sample": True, "clip_sample_range": 0.3}
-    yield "ddim.clipped", "ddim", config, 0
-    for name in SCHEDULERS:
-        config = BASE | {
-            "timestep_spacing": "trailing",
-            "prediction_type": "v_prediction",
-            "rescale_betas_zero_snr": True,
-        }
-        if name == "ddim":
-            config["clip_sample"] = False
-        yield f"{name}.zero_snr", name, config, 0
-
-
-def toy_runs(out):
-    steps = 10
-    # diffusers' own scheduler tests use this sample. One image of its four is enough, because
-    # nothing here looks at more than one element at a time.
-    sample = (torch.arange(768, dtype=torch.float32) / 768).reshape(3, 8, 8, 4)
-    sample = sample.permute(3, 0, 1, 2)[:1].contiguous()
-
-    tensors = {"sample": sample}
-    rows = []
-    for case, name, config, eta in toy_cases():
-        scheduler = SCHEDULERS[name](**config)
-        scheduler.set_timesteps(steps)
-        generator = torch.Generator("cpu").manual_seed(0)
-        latents = sample * scheduler.init_noise_sigma
-        for i, t in enumerate(scheduler.timesteps):
-            scaled = scheduler.scale_model_input(latents, t)
-            output = scaled * t.float() / (t.float() + 1)
-            extra = {}
-            if eta:
-                noise = torch.randn(sample.shape, generator=generator)
-                extra = {"eta": eta, "variance_noise": noise}
-                tensors[f"{case}.noise{i}"] = noise
-            latents = scheduler.step(output, t, latents, **extra).prev_sample
-            tensors[f"{case}.step{i}"] = latents
-        rows.append({"name": case, "steps": steps, "eta": eta, "scheduler": config_of(scheduler)})
-    save(out / "toy_runs.safetensors", tensors)
-    save_rows(out / "toy_runs.json", {"cases": rows})
-
-
 def config_of(scheduler):
     """The scheduler's own settings under its own class name.
 
@@ -176,3 +109,13 @@ def config_of(scheduler):
         if key in known and not infinite:
             config[key] = value
     return config
+
+
+def knows(cls, key):
+    """Whether a scheduler class has a setting."""
+    return key in inspect.signature(cls.__init__).parameters
+
+
+def module_of(cls):
+    """The short name of a scheduler class: its file's in diffusers."""
+    return cls.__module__.rpartition("scheduling_")[2]
