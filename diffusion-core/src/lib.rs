@@ -43,7 +43,9 @@ pub use error::{Error, ErrorKind, Result};
 pub use image::RgbImage;
 pub use model::{TextEncoder, Tokenizer, UNet, Vae};
 pub use pipeline::{Conditioning, GenerateRequest, Generated, Pipeline, Progress, Warning};
-pub use scheduler::{Ddim, DpmPp2m, Euler, Scheduler, Solver, Step};
+pub use scheduler::{
+    Ddim, DpmSolverMultistep, Euler, Scheduler, SigmaSchedule, Solver, Step, WithLevels,
+};
 
 /// The README's quickstart, compiled as a doc test.
 #[cfg(doctest)]

@@ -1,8 +1,11 @@
 //! Agreement with diffusers, transformers and torch, by the files in `tests/goldens`.
 
+mod brownian;
 mod gradients;
 mod networks;
+mod published;
 mod rng;
 mod runs;
 mod schedulers;
 mod text;
+mod toy_runs;

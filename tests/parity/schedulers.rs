@@ -1,16 +1,10 @@
-//! Noise schedules, plans and solvers against diffusers.
+//! Noise schedules and plans of noise levels against diffusers.
 
-use std::ops::ControlFlow;
-
-use diffusion_core::denoise::{
-    BetaSchedule, Estimate, NoiseSchedule, NoiseScheduleConfig, PredictionType,
-};
-use diffusion_core::scheduler::{Sampler, StepReport, from_config, from_name};
-use diffusion_core::{Scheduler, Tensor};
-use diffusion_tests::{
-    Golden, TOLERANCE, TestResult, assert_close, golden_json, relative_difference,
-};
-use serde_json::{Value, json};
+use diffusion_core::denoise::{BetaSchedule, NoiseSchedule, NoiseScheduleConfig, PredictionType};
+use diffusion_core::scheduler::{Sampler, from_config, from_name, sigma_schedule};
+use diffusion_core::{DpmSolverMultistep, Scheduler, Tensor, WithLevels};
+use diffusion_tests::{Golden, TOLERANCE, TestResult, golden_json, relative_difference};
+use serde_json::json;
 
 #[test]
 fn noise_schedules() -> TestResult {
@@ -37,7 +31,12 @@ fn noise_schedules() -> TestResult {
     ] {
         let noise = NoiseSchedule::new(&config)?;
         let reference = golden.values(&format!("{name}.alphas_cumprod"))?;
-        let difference = relative_difference(noise.alphas_cumprod(), &reference);
+        let alphas_cumprod: Vec<f64> = noise
+            .sigmas()
+            .iter()
+            .map(|sigma| 1.0 / (1.0 + sigma * sigma))
+            .collect();
+        let difference = relative_difference(&alphas_cumprod, &reference);
         // Products of a thousand f32 in the reference.
         assert!(difference < 1e-5, "{name}: {difference}");
     }
@@ -96,77 +95,87 @@ fn assert_plans(file: &str, config: &NoiseScheduleConfig) -> TestResult<usize> {
     Ok(checked)
 }
 
-/// The model of diffusers' scheduler tests, `x * t / (t + 1)`, step by step.
-fn assert_toy_run(
-    name: &str,
-    config: &Value,
-    steps: usize,
-    eta: f64,
-    golden: &Golden,
-) -> TestResult {
-    let scheduler = from_config(config)?;
-    let noise = NoiseSchedule::from_json(config)?;
-    let mut denoiser = |latents: &Tensor, sigma: f64, timestep: f64| {
-        let input = (latents * noise.input_scale(sigma))?;
-        let output = (input * (timestep / (timestep + 1.0)))?;
-        Ok(Estimate {
-            denoised: noise.denoised(latents, &output, sigma)?,
-            unconditional: None,
-        })
-    };
-    let mut draws = 0;
-    let mut fresh_noise = |_: f64, _: f64| {
-        draws += 1;
-        golden
-            .tensor(&format!("{name}.noise{}", draws - 1))
-            .map_err(|e| diffusion_core::Error::custom(e.to_string()))
-    };
-    let exploding = config["_class_name"] == "EulerDiscreteScheduler";
-    let mut failure = None;
-    let mut observe = |report: &StepReport<'_>| {
-        let scale = if exploding {
-            1.0
-        } else {
-            noise.input_scale(report.sigma)
+/// Every class of diffusers, spacing and curve.
+#[test]
+fn plans_of_every_class() -> TestResult {
+    let golden = Golden::open("schedules_all")?;
+    let rows = golden_json("schedules_all.json")?;
+    let rows = rows["plans"].as_array().ok_or("no plans")?;
+    assert!(rows.len() > 500, "{}", rows.len());
+    let mut failures = Vec::new();
+    for row in rows {
+        let name = row["name"].as_str().ok_or("no name")?;
+        let steps = row["steps"].as_u64().ok_or("no steps")? as usize;
+        let noise = NoiseSchedule::from_json(&row["scheduler"])?;
+        let scheduler = from_config(&row["scheduler"])?;
+        let mut sigmas = scheduler.sigmas(&noise, steps)?;
+        let class = row["scheduler"]["_class_name"].as_str().unwrap_or_default();
+        let told = match class {
+            // The way back is told where each step goes to.
+            "DDIMInverseScheduler" => &sigmas[1..],
+            _ => &sigmas[..steps],
         };
-        let what = format!("{name}.step{}", report.index);
-        let checked = (report.latents * scale)
-            .map_err(Into::into)
-            .and_then(|ours| assert_close(&what, &ours, &golden.tensor(&what)?, TOLERANCE));
-        if let Err(error) = checked {
-            failure = Some(error);
-            return ControlFlow::Break(());
+        let timesteps: Vec<f64> = told
+            .iter()
+            .map(|&sigma| scheduler.timestep(&noise, sigma))
+            .collect();
+        if class.starts_with("FlowMatch") {
+            sigmas.iter_mut().for_each(|sigma| *sigma /= 1.0 + *sigma);
         }
-        ControlFlow::Continue(())
-    };
-    let sampler = Sampler {
-        scheduler: &*scheduler,
-        schedule: &noise,
-        num_steps: steps,
-        eta: Some(eta),
-    };
-    let sample = golden.tensor("sample")?;
-    let result = sampler.run(&mut denoiser, &sample, &mut fresh_noise, &mut observe);
-    if let Some(error) = failure {
-        return Err(error);
+        // With a curve these two repeat their only level and so leave the noise as it is; ours goes down.
+        let is_idle = steps == 1 && matches!(class, "DEISMultistepScheduler" | "SASolverScheduler");
+        if is_idle {
+            sigmas.truncate(1);
+        }
+        for (what, ours) in [("sigmas", &sigmas), ("timesteps", &timesteps)] {
+            let key = format!("{name}.{what}");
+            if !golden.contains(&key) {
+                continue;
+            }
+            let mut reference = golden.values(&key)?;
+            if is_idle {
+                reference.truncate(1);
+            }
+            if ours.len() != reference.len() || relative_difference(ours, &reference) > TOLERANCE {
+                failures.push(format!("{key}: {ours:?} for {reference:?}"));
+            }
+        }
     }
-    assert_eq!(result?.dims(), sample.dims());
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
     Ok(())
 }
 
+/// The curves of k-diffusion and the user interfaces, against their definitions.
 #[test]
-fn toy_runs_step_by_step() -> TestResult {
-    let golden = Golden::open("toy_runs")?;
-    let cases = golden_json("toy_runs.json")?;
-    let cases = cases["cases"].as_array().ok_or("no cases")?;
-    assert!(cases.len() >= 40);
-    for case in cases {
-        let name = case["name"].as_str().ok_or("no name")?;
-        let steps = case["steps"].as_u64().ok_or("no steps")? as usize;
-        let eta = case["eta"].as_f64().ok_or("no eta")?;
-        assert_toy_run(name, &case["scheduler"], steps, eta, &golden)
-            .map_err(|e| format!("{name}: {e}"))?;
+fn sigma_schedules() -> TestResult {
+    let golden = Golden::open("sigma_schedules")?;
+    let noise = NoiseSchedule::new(&NoiseScheduleConfig::stable_diffusion())?;
+    let rows = golden_json("sigma_schedules.json")?;
+    let rows = rows["schedules"].as_array().ok_or("no schedules")?;
+    assert!(rows.len() > 90, "{}", rows.len());
+    let mut failures = Vec::new();
+    for row in rows {
+        let name = row["name"].as_str().ok_or("no name")?;
+        let steps = row["steps"].as_u64().ok_or("no steps")? as usize;
+        let curve = row["schedule"].as_str().ok_or("no schedule")?;
+        let (curve, rho) = match curve.split_once(".rho") {
+            Some((curve, rho)) => (curve, Some(rho.parse()?)),
+            None => (curve, None),
+        };
+        let curve = match curve {
+            "align_your_steps.sd15" => "align_your_steps",
+            "align_your_steps.sdxl" => "align_your_steps_sdxl",
+            curve => curve,
+        };
+        let mut scheduler = DpmSolverMultistep::default().sigma_schedule(sigma_schedule(curve)?);
+        scheduler.levels.rho = rho;
+        let ours = scheduler.sigmas(&noise, steps)?;
+        let reference = golden.values(name)?;
+        if ours.len() != reference.len() || relative_difference(&ours, &reference) > 1e-6 {
+            failures.push(format!("{name}: {ours:?} for {reference:?}"));
+        }
     }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
     Ok(())
 }
 

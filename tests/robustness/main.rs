@@ -1,4 +1,5 @@
 //! Bad input is a typed error that says what was expected and found, never a panic.
 
 mod requests;
+mod schedulers;
 mod weights;

@@ -93,9 +93,11 @@ pub struct Guided<'a> {
 }
 
 impl<'a> Guided<'a> {
-    /// Whether a model is asked twice, with the prompt and without, at a guidance scale.
-    pub fn is_guided(unet: &UNet, guidance_scale: f64) -> bool {
-        guidance_scale > 1.0 && unet.config().time_cond_proj_dim.is_none()
+    /// Whether a model is asked twice, with the prompt and without: at guidance scales above 1, or where the
+    /// scheduler needs both answers.
+    pub fn is_guided(unet: &UNet, guidance_scale: f64, needs_unconditional: bool) -> bool {
+        let is_distilled = unet.config().time_cond_proj_dim.is_some();
+        (guidance_scale > 1.0 || needs_unconditional) && !is_distilled
     }
 
     /// Prepares the conditioning for a batch of latents.
@@ -108,10 +110,11 @@ impl<'a> Guided<'a> {
         noise: &'a NoiseSchedule,
         conditioning: &Conditioning,
         guidance_scale: f64,
+        needs_unconditional: bool,
         batch: usize,
     ) -> Result<Self> {
         let distilled = unet.config().time_cond_proj_dim;
-        let guided = Self::is_guided(unet, guidance_scale);
+        let guided = Self::is_guided(unet, guidance_scale, needs_unconditional);
         check_width(unet, &conditioning.prompt_embeds)?;
         let halves = if guided { 2 } else { 1 };
         let device = conditioning.prompt_embeds.device();

@@ -1,14 +1,15 @@
 //! From noisy latents to an estimate of the clean ones.
 
 mod guidance;
+mod noise_config;
 mod schedule;
 
 use candle_core::Tensor;
 
 pub use guidance::{Conditioning, Guided};
-pub use schedule::{
-    BetaSchedule, NoiseSchedule, NoiseScheduleConfig, PredictionType, ZERO_SNR_SIGMA,
-};
+pub use noise_config::{BetaSchedule, NoiseForm, NoiseScheduleConfig, PredictionType};
+pub use schedule::{NoiseSchedule, ZERO_SNR_SIGMA};
+pub(crate) use schedule::{flow_to_sigma, shifted};
 
 use crate::error::Result;
 

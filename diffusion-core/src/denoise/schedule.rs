@@ -1,13 +1,11 @@
 //! How much noise each timestep means to a model.
 
 use std::borrow::Cow;
-use std::path::Path;
 
 use candle_core::Tensor;
-use serde::Deserialize;
 use serde_json::Value;
 
-use crate::config::parse;
+use super::{NoiseForm, NoiseScheduleConfig, PredictionType};
 use crate::error::{Error, Result};
 
 /// The noise level at which diffusers' sigma-space schedulers put a zero signal-to-noise ratio: they set
@@ -18,125 +16,6 @@ pub const ZERO_SNR_SIGMA: f64 = 4_095.999_877_929_685;
 /// finite. It stands for the infinite sigma of a zero signal-to-noise ratio.
 const INFINITE_SIGMA: f64 = (1u64 << 40) as f64;
 
-/// What the model was trained to predict.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PredictionType {
-    /// The noise. Ho, Jain and Abbeel, "Denoising Diffusion Probabilistic Models", 2020.
-    #[default]
-    Epsilon,
-    /// The velocity `alpha * noise - sigma * clean`. Salimans and Ho, "Progressive Distillation", 2022.
-    VPrediction,
-    /// The clean latents.
-    Sample,
-}
-
-/// How the variances grow over the timesteps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum BetaSchedule {
-    /// Evenly. Ho, Jain and Abbeel, 2020.
-    #[default]
-    Linear,
-    /// Evenly in their square roots. Rombach et al., 2021.
-    ScaledLinear,
-    /// So that the signal falls as a squared cosine. Nichol and Dhariwal, "Improved DDPM", 2021,
-    /// equation 17.
-    #[serde(rename = "squaredcos_cap_v2")]
-    SquaredCosCapV2,
-}
-
-/// The part of a `scheduler_config.json` that describes the model and not the sampler.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(default)]
-pub struct NoiseScheduleConfig {
-    /// Number of timesteps that the model was trained on.
-    pub num_train_timesteps: usize,
-    /// The first variance.
-    pub beta_start: f64,
-    /// The last variance.
-    pub beta_end: f64,
-    /// How the variances grow in between.
-    pub beta_schedule: BetaSchedule,
-    /// The variances themselves, in place of the three above.
-    pub trained_betas: Option<Vec<f64>>,
-    /// What the model predicts.
-    pub prediction_type: PredictionType,
-    /// Whether the variances are rescaled so that the last timestep is pure noise. Lin et al., "Common
-    /// Diffusion Noise Schedules and Sample Steps are Flawed", 2023, algorithm 1.
-    pub rescale_betas_zero_snr: bool,
-}
-
-impl Default for NoiseScheduleConfig {
-    fn default() -> Self {
-        Self {
-            num_train_timesteps: 1000,
-            beta_start: 0.0001,
-            beta_end: 0.02,
-            beta_schedule: BetaSchedule::Linear,
-            trained_betas: None,
-            prediction_type: PredictionType::Epsilon,
-            rescale_betas_zero_snr: false,
-        }
-    }
-}
-
-impl NoiseScheduleConfig {
-    /// The names of all fields, by which a `scheduler_config.json` shows that it describes the model.
-    pub(crate) const FIELDS: [&str; 7] = [
-        "num_train_timesteps",
-        "beta_start",
-        "beta_end",
-        "beta_schedule",
-        "trained_betas",
-        "prediction_type",
-        "rescale_betas_zero_snr",
-    ];
-
-    /// Stable Diffusion 1.x: 1000 timesteps, `scaled_linear` from 0.00085 to 0.012, epsilon.
-    pub fn stable_diffusion() -> Self {
-        Self {
-            beta_start: 0.00085,
-            beta_end: 0.012,
-            beta_schedule: BetaSchedule::ScaledLinear,
-            ..Self::default()
-        }
-    }
-
-    fn betas(&self) -> Result<Vec<f64>> {
-        let n = self.num_train_timesteps;
-        if !(2..=1_000_000).contains(&n) {
-            return Err(Error::argument("num_train_timesteps", "2 to 1000000", n));
-        }
-        let (start, end) = (self.beta_start, self.beta_end);
-        let lerp = |from: f64, to: f64, i: usize| from + (to - from) * i as f64 / (n - 1) as f64;
-        let betas: Vec<f64> = match (&self.trained_betas, self.beta_schedule) {
-            (Some(betas), _) => betas.clone(),
-            (None, BetaSchedule::Linear) => (0..n).map(|i| lerp(start, end, i)).collect(),
-            (None, BetaSchedule::ScaledLinear) => (0..n)
-                .map(|i| lerp(start.sqrt(), end.sqrt(), i).powi(2))
-                .collect(),
-            (None, BetaSchedule::SquaredCosCapV2) => {
-                let signal = |t: f64| {
-                    ((t + 0.008) / 1.008 * std::f64::consts::FRAC_PI_2)
-                        .cos()
-                        .powi(2)
-                };
-                (0..n)
-                    .map(|i| {
-                        let (from, to) = (i as f64 / n as f64, (i + 1) as f64 / n as f64);
-                        (1.0 - signal(to) / signal(from)).min(0.999)
-                    })
-                    .collect()
-            }
-        };
-        match betas.iter().find(|&&beta| !(beta > 0.0 && beta < 1.0)) {
-            Some(beta) => Err(Error::argument("betas", "values between 0 and 1", beta)),
-            None => Ok(betas),
-        }
-    }
-}
-
 /// The noise levels of a model's timesteps, in f64.
 ///
 /// `sigma` is the noise's standard deviation against a signal of unit scale: `sqrt((1 - a) / a)` for the
@@ -144,9 +23,9 @@ impl NoiseScheduleConfig {
 /// Models", 2022, table 1.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NoiseSchedule {
-    alphas_cumprod: Vec<f64>,
     sigmas: Vec<f64>,
     prediction_type: PredictionType,
+    form: NoiseForm,
     zero_terminal_snr: bool,
 }
 
@@ -154,41 +33,41 @@ impl NoiseSchedule {
     /// Computes the schedule.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for fewer than two timesteps or variances not between 0 and 1.
+    /// [`Error::InvalidArgument`] for fewer than two timesteps, variances not between 0 and 1, or a form
+    /// whose numbers are out of range.
     pub fn new(config: &NoiseScheduleConfig) -> Result<Self> {
-        let mut product = 1.0;
-        let mut alphas_cumprod: Vec<f64> = config
-            .betas()?
-            .into_iter()
-            .map(|beta| {
-                product *= 1.0 - beta;
-                product
-            })
-            .collect();
-        if alphas_cumprod.len() < 2 {
-            let found = alphas_cumprod.len();
-            return Err(Error::argument(
-                "trained_betas",
-                "at least two values",
-                found,
-            ));
-        }
-        if config.rescale_betas_zero_snr {
-            rescale_zero_terminal_snr(&mut alphas_cumprod);
-        }
-        let highest = match (config.rescale_betas_zero_snr, config.prediction_type) {
-            // Pure noise says nothing about the clean latents to a model that predicts noise.
-            (true, PredictionType::Epsilon) => ZERO_SNR_SIGMA,
-            _ => INFINITE_SIGMA,
+        let sigmas = match config.form {
+            NoiseForm::Variances => sigmas_of_variances(config)?,
+            NoiseForm::Flow { shift } => {
+                positive("shift", shift)?;
+                let n = config.checked_timesteps()?;
+                (1..=n)
+                    .map(|i| flow_to_sigma(shifted(i as f64 / n as f64, shift)))
+                    .collect()
+            }
+            NoiseForm::Edm {
+                sigma_min,
+                sigma_max,
+                sigma_data,
+            } => {
+                positive("sigma_data", sigma_data)?;
+                if !(sigma_min > 0.0 && sigma_max > sigma_min && sigma_max.is_finite()) {
+                    let expected = "0 < sigma_min < sigma_max";
+                    let found = format!("{sigma_min} and {sigma_max}");
+                    return Err(Error::argument("sigma_min", expected, found));
+                }
+                let n = config.checked_timesteps()?;
+                let (low, high) = (sigma_min.powf(1.0 / 7.0), sigma_max.powf(1.0 / 7.0));
+                let share = |i: usize| i as f64 / (n - 1) as f64;
+                (0..n)
+                    .map(|i| (low + (high - low) * share(i)).powi(7))
+                    .collect()
+            }
         };
-        let sigmas = alphas_cumprod
-            .iter()
-            .map(|a| ((1.0 - a) / a).sqrt().min(highest))
-            .collect();
         Ok(Self {
-            alphas_cumprod,
             sigmas,
             prediction_type: config.prediction_type,
+            form: config.form,
             zero_terminal_snr: config.rescale_betas_zero_snr,
         })
     }
@@ -198,7 +77,7 @@ impl NoiseSchedule {
     /// # Errors
     /// [`Error::Format`] for fields of the wrong type or unknown names; otherwise as [`new`](Self::new).
     pub fn from_json(config: &Value) -> Result<Self> {
-        Self::new(&parse(Path::new("scheduler config"), config)?)
+        Self::new(&NoiseScheduleConfig::from_json(config)?)
     }
 
     /// The same schedule with diffusers' stand-in for a zero signal-to-noise ratio, [`ZERO_SNR_SIGMA`];
@@ -219,9 +98,9 @@ impl NoiseSchedule {
         self.sigmas.len()
     }
 
-    /// The share of signal left in the variance at each timestep, from almost 1 down.
-    pub fn alphas_cumprod(&self) -> &[f64] {
-        &self.alphas_cumprod
+    /// How noise and clean latents are mixed.
+    pub fn form(&self) -> NoiseForm {
+        self.form
     }
 
     /// The noise level of each timestep, from the lowest up.
@@ -246,25 +125,48 @@ impl NoiseSchedule {
 
     /// The noise level of a timestep; between two, the straight line. Outside the range, the nearest end.
     pub fn sigma(&self, timestep: f64) -> f64 {
+        match self.form {
+            NoiseForm::Variances => self.interpolate(timestep, |sigma| sigma, |sigma| sigma),
+            NoiseForm::Flow { .. } => {
+                flow_to_sigma((timestep / self.sigmas.len() as f64).clamp(0.0, 1.0))
+            }
+            NoiseForm::Edm { .. } => (4.0 * timestep).exp(),
+        }
+    }
+
+    /// The noise level at a place in [`sigmas`](Self::sigmas); between two, by the straight line between
+    /// their logarithms. Outside the range, the nearest end.
+    pub fn sigma_log(&self, index: f64) -> f64 {
+        self.interpolate(index, f64::ln, f64::exp)
+    }
+
+    fn interpolate(&self, index: f64, scale: fn(f64) -> f64, unscale: fn(f64) -> f64) -> f64 {
         let last = self.sigmas.len() - 1;
-        let timestep = timestep.clamp(0.0, last as f64);
-        let low = (timestep as usize).min(last - 1);
-        let weight = timestep - low as f64;
+        let index = index.clamp(0.0, last as f64);
+        let low = (index as usize).min(last - 1);
+        let weight = index - low as f64;
         if weight == 0.0 {
             return self.sigmas[low];
         }
-        self.sigmas[low] * (1.0 - weight) + self.sigmas[low + 1] * weight
+        unscale(scale(self.sigmas[low]) * (1.0 - weight) + scale(self.sigmas[low + 1]) * weight)
     }
 
     /// The timestep of a noise level, fractional, by the straight line between the two nearest logarithms.
     /// Outside the range, the nearest end.
     pub fn timestep(&self, sigma: f64) -> f64 {
-        self.invert(sigma, f64::ln)
+        match self.form {
+            NoiseForm::Variances => self.invert(sigma, f64::ln),
+            NoiseForm::Flow { .. } => self.sigmas.len() as f64 * sigma / (1.0 + sigma),
+            NoiseForm::Edm { .. } => 0.25 * sigma.ln(),
+        }
     }
 
     /// The inverse of [`sigma`](Self::sigma).
     pub fn timestep_linear(&self, sigma: f64) -> f64 {
-        self.invert(sigma, |sigma| sigma)
+        match self.form {
+            NoiseForm::Variances => self.invert(sigma, |sigma| sigma),
+            _ => self.timestep(sigma),
+        }
     }
 
     fn invert(&self, sigma: f64, scale: impl Fn(f64) -> f64) -> f64 {
@@ -275,9 +177,13 @@ impl NoiseSchedule {
         low as f64 + weight.clamp(0.0, 1.0)
     }
 
-    /// The factor that brings latents at `sigma` to the unit variance that models take.
+    /// The factor that brings latents at `sigma` to the scale that models take.
     pub fn input_scale(&self, sigma: f64) -> f64 {
-        (sigma * sigma + 1.0).sqrt().recip()
+        match self.form {
+            NoiseForm::Variances => sigma.hypot(1.0).recip(),
+            NoiseForm::Flow { .. } => (1.0 + sigma).recip(),
+            NoiseForm::Edm { sigma_data, .. } => sigma.hypot(sigma_data).recip(),
+        }
     }
 
     /// The clean latents that a model's output means.
@@ -288,14 +194,92 @@ impl NoiseSchedule {
     /// # Errors
     /// [`Error::Tensor`] if the shapes differ.
     pub fn denoised(&self, latents: &Tensor, output: &Tensor, sigma: f64) -> Result<Tensor> {
-        let scale = self.input_scale(sigma);
-        Ok(match self.prediction_type {
-            PredictionType::Epsilon => (latents - (output * sigma)?)?,
-            PredictionType::VPrediction => {
-                ((latents * (scale * scale))? - (output * (sigma * scale))?)?
-            }
-            PredictionType::Sample => output.clone(),
+        let (skip, out) = self.output_weights(sigma);
+        Ok(match skip {
+            0.0 => (output * out)?,
+            _ => ((latents * skip)? + (output * out)?)?,
         })
+    }
+
+    /// The inverse of [`denoised`](Self::denoised): the output of the model that the clean latents mean.
+    ///
+    /// # Errors
+    /// As [`denoised`](Self::denoised).
+    pub fn output(&self, latents: &Tensor, denoised: &Tensor, sigma: f64) -> Result<Tensor> {
+        let (skip, out) = self.output_weights(sigma);
+        Ok(((denoised * out.recip())? - (latents * (skip / out))?)?)
+    }
+
+    /// The weights of latents and output in the clean latents.
+    fn output_weights(&self, sigma: f64) -> (f64, f64) {
+        let scale = self.input_scale(sigma);
+        match (self.form, self.prediction_type) {
+            (_, PredictionType::Sample) => (0.0, 1.0),
+            (NoiseForm::Edm { sigma_data, .. }, prediction_type) => {
+                let out = sigma * sigma_data * scale;
+                let sign = match prediction_type {
+                    PredictionType::VPrediction => -1.0,
+                    _ => 1.0,
+                };
+                ((sigma_data * scale).powi(2), sign * out)
+            }
+            (_, PredictionType::Epsilon) => (1.0, -sigma),
+            (_, PredictionType::VPrediction) => (scale * scale, -sigma * scale),
+            (_, PredictionType::FlowPrediction) => {
+                let share = sigma / (1.0 + sigma);
+                ((1.0 + sigma).recip(), -share)
+            }
+        }
+    }
+}
+
+/// The levels of the timesteps of a model with variances.
+fn sigmas_of_variances(config: &NoiseScheduleConfig) -> Result<Vec<f64>> {
+    let mut product = 1.0;
+    let mut alphas_cumprod: Vec<f64> = config
+        .betas()?
+        .into_iter()
+        .map(|beta| {
+            product *= 1.0 - beta;
+            product
+        })
+        .collect();
+    if alphas_cumprod.len() < 2 {
+        let found = alphas_cumprod.len();
+        return Err(Error::argument(
+            "trained_betas",
+            "at least two values",
+            found,
+        ));
+    }
+    if config.rescale_betas_zero_snr {
+        rescale_zero_terminal_snr(&mut alphas_cumprod);
+    }
+    let highest = match (config.rescale_betas_zero_snr, config.prediction_type) {
+        // Pure noise says nothing about the clean latents to a model that predicts noise.
+        (true, PredictionType::Epsilon) => ZERO_SNR_SIGMA,
+        _ => INFINITE_SIGMA,
+    };
+    Ok(alphas_cumprod
+        .iter()
+        .map(|a| ((1.0 - a) / a).sqrt().min(highest))
+        .collect())
+}
+
+/// The noise level of a flow in which noise has the share `s`: clean latents have the scale 1.
+pub(crate) fn flow_to_sigma(s: f64) -> f64 {
+    (s / (1.0 - s)).min(INFINITE_SIGMA)
+}
+
+/// A share of noise, moved towards noise by a factor above 1.
+pub(crate) fn shifted(s: f64, shift: f64) -> f64 {
+    shift * s / (1.0 + (shift - 1.0) * s)
+}
+
+fn positive(name: &'static str, value: f64) -> Result<()> {
+    match value > 0.0 && value.is_finite() {
+        true => Ok(()),
+        false => Err(Error::argument(name, "a finite number above 0", value)),
     }
 }
 

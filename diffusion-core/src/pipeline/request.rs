@@ -19,7 +19,7 @@ pub(super) enum SchedulerChoice {
 ///
 /// # Example
 /// ```
-/// use diffusion_core::{DpmPp2m, GenerateRequest};
+/// use diffusion_core::{DpmSolverMultistep, GenerateRequest, WithLevels};
 ///
 /// let request = GenerateRequest::txt2img("a red heart, flat style")
 ///     .negative_prompt("blue")
@@ -27,7 +27,7 @@ pub(super) enum SchedulerChoice {
 ///     .num_steps(25)
 ///     .guidance_scale(5.0)
 ///     .seed(42)
-///     .scheduler(DpmPp2m::karras());
+///     .scheduler(DpmSolverMultistep::default().karras());
 /// ```
 #[derive(Debug, Clone)]
 pub struct GenerateRequest {
@@ -94,7 +94,8 @@ impl GenerateRequest {
         self
     }
 
-    /// Number of steps, from 1 to the model's timesteps (1000). Default: 50.
+    /// Number of steps, from 1 to the model's timesteps (1000); some schedulers take fewer (LCM), others
+    /// more. Default: 50.
     pub fn num_steps(mut self, num_steps: usize) -> Self {
         self.num_steps = num_steps;
         self
@@ -127,8 +128,8 @@ impl GenerateRequest {
         self
     }
 
-    /// The share of fresh noise in each step, from 0 to 1, for schedulers that have one (DDIM). Default:
-    /// the scheduler's own.
+    /// The share of fresh noise in each step, from 0 to 1, for schedulers that have one (DDIM, TCD, the
+    /// ancestral ones and those of stochastic equations). Default: the scheduler's own.
     pub fn eta(mut self, eta: f64) -> Self {
         self.eta = Some(eta);
         self

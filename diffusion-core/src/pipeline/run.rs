@@ -13,7 +13,7 @@ use super::{
 use crate::denoise::Guided;
 use crate::error::{Error, Result};
 use crate::media;
-use crate::rng::ImageRngs;
+use crate::rng::{BrownianNoise, ImageRngs, NoiseKind, NoiseSource};
 use crate::scheduler::Sampler;
 
 /// Latents that a run came to.
@@ -82,7 +82,8 @@ impl Pipeline {
     ) -> Result<Sampled> {
         let checked = self.check(request)?;
         let start = Instant::now();
-        let is_guided = Guided::is_guided(&self.unet, request.guidance_scale);
+        let needs_unconditional = checked.scheduler.needs_unconditional();
+        let is_guided = Guided::is_guided(&self.unet, request.guidance_scale, needs_unconditional);
         let negative_prompt = is_guided.then_some(request.negative_prompt.as_str());
         let (conditioning, warnings) = self.encode_prompt(&request.prompt, negative_prompt)?;
         let encode = start.elapsed();
@@ -209,7 +210,8 @@ impl Pipeline {
         let mut batches = Vec::new();
         for first in (0..num_images).step_by(request.batch_size) {
             let images = first..num_images.min(first + request.batch_size);
-            let mut rngs = ImageRngs::new(&seeds[images.clone()], &shape, &self.device);
+            let seeds = &seeds[images.clone()];
+            let mut rngs = ImageRngs::new(seeds, &shape, &self.device);
             let initial = match &latents {
                 Some(latents) => latents.narrow(0, images.start, images.len())?,
                 None => rngs.draw()?,
@@ -219,10 +221,22 @@ impl Pipeline {
                 &noise,
                 &conditioning.of_images(&images, num_images)?,
                 request.guidance_scale,
+                scheduler.needs_unconditional(),
                 images.len(),
             )?;
-            batches.push(
-                sampler.run(&mut denoiser, &initial, &mut rngs, &mut |report| {
+            let mut fresh_noise: Box<dyn NoiseSource> = match scheduler.noise_kind() {
+                NoiseKind::Gaussian => Box::new(rngs),
+                NoiseKind::Brownian => {
+                    let (lowest, highest) = sampler.sigma_range()?;
+                    let noise = BrownianNoise::new(seeds, &shape, &self.device, lowest, highest);
+                    Box::new(noise)
+                }
+            };
+            batches.push(sampler.run(
+                &mut denoiser,
+                &initial,
+                &mut *fresh_noise,
+                &mut |report| {
                     progress(&Progress {
                         step: report.index + 1,
                         num_steps: report.num_steps,
@@ -232,8 +246,8 @@ impl Pipeline {
                         latents: report.latents,
                         denoised: report.denoised,
                     })
-                })?,
-            );
+                },
+            )?);
         }
         let latents = Tensor::cat(&batches, 0)?;
         let timings = Timings {

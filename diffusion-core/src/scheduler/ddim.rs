@@ -1,35 +1,35 @@
-//! Denoising diffusion implicit models.
+//! Denoising diffusion implicit models, and their inversion.
 
 use candle_core::Tensor;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-use super::{Scheduler, Solver, Step, TimestepSpacing, karras_sigmas};
-use crate::denoise::NoiseSchedule;
-use crate::error::{Error, Result};
+use super::algorithm::{Algorithm, with_levels};
+use super::levels::{FinalSigmas, Grid, Levels, TimestepSpacing};
+use super::limits::{ClipSample, Thresholding};
+use super::updates::{ancestral, eta_of, noise_of, renoise};
+use super::whole_steps::{relabel, target};
+use super::{Solver, Step};
+use crate::denoise::{NoiseSchedule, PredictionType};
+use crate::error::Result;
 
 /// DDIM: first order, one evaluation a step, deterministic at `eta` 0 and as DDPM at `eta` 1. In sigma
 /// space it is Euler's method, ancestral with a share `eta` of the noise. diffusers' `DDIMScheduler`.
 ///
 /// Source: Song, Meng and Ermon, "Denoising Diffusion Implicit Models", 2020, equations 12 and 16.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(default = "Ddim::of_diffusers")]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Ddim {
-    /// How the steps are spread over the timesteps.
-    pub timestep_spacing: TimestepSpacing,
-    /// Added to timesteps under [`TimestepSpacing::Leading`].
-    pub steps_offset: usize,
+    /// The noise levels. Where they end is said by `set_alpha_to_one` alone.
+    #[serde(flatten)]
+    pub levels: Levels,
     /// Whether the last step goes to no noise, or to the model's lowest noise level.
     pub set_alpha_to_one: bool,
-    /// Whether the estimate of the clean latents is clamped.
-    pub clip_sample: bool,
-    /// The bound of that clamping.
-    pub clip_sample_range: f64,
-    /// Whether the noise levels are Karras et al.'s over the model's whole range. diffusers' class has no
-    /// such option, so a configuration does not set it.
-    #[serde(skip)]
-    pub use_karras_sigmas: bool,
+    /// Keeps the estimate in a fixed range.
+    #[serde(flatten)]
+    pub clip: ClipSample,
+    /// Keeps the estimate in the range of most of its values.
+    #[serde(flatten)]
+    pub thresholding: Thresholding,
     /// The share of fresh noise in each step, from 0 to 1; a request's own comes first.
-    #[serde(skip)]
     pub eta: f64,
 }
 
@@ -37,86 +37,53 @@ impl Default for Ddim {
     /// What Stable Diffusion 1.x is sampled with.
     fn default() -> Self {
         Self {
-            timestep_spacing: TimestepSpacing::Leading,
-            steps_offset: 1,
+            levels: Levels::spaced(TimestepSpacing::Leading, 1),
             set_alpha_to_one: false,
-            clip_sample: false,
-            clip_sample_range: 1.0,
-            use_karras_sigmas: false,
+            clip: ClipSample::OFF,
+            thresholding: Thresholding::OFF,
             eta: 0.0,
         }
     }
 }
 
-impl Ddim {
-    /// What diffusers' class has where a configuration is silent.
-    fn of_diffusers() -> Self {
-        let defaults = Self::default();
+impl Algorithm for Ddim {
+    const CLASS: &'static str = "DDIMScheduler";
+    const GRID: Grid = Grid::Whole;
+    const HAS_CURVES: bool = false;
+    const HAS_END: bool = false;
+
+    fn class_defaults() -> Self {
         Self {
-            steps_offset: 0,
+            levels: Levels::spaced(TimestepSpacing::Leading, 0),
             set_alpha_to_one: true,
-            clip_sample: true,
-            ..defaults
+            clip: ClipSample {
+                clip_sample: true,
+                ..ClipSample::OFF
+            },
+            ..Self::default()
         }
     }
 
-    fn final_sigma(&self, noise: &NoiseSchedule) -> f64 {
-        if self.set_alpha_to_one {
-            0.0
-        } else {
-            noise.sigma_min()
-        }
+    fn check(&self) -> Result<()> {
+        self.clip.check()?;
+        self.thresholding.check()
     }
 
-    /// The noise level that the published update aims at from timestep `t`: always one whole stride on,
-    /// where spacings other than `leading`, or step counts that do not divide the timesteps, take the next
-    /// step from a slightly different timestep. diffusers does so, and its pictures are the measure.
-    fn target_sigma(&self, step: &Step<'_>) -> f64 {
-        let noise = step.schedule();
-        if self.use_karras_sigmas {
-            return step.sigma_next();
-        }
-        let stride = noise.num_train_timesteps() / step.num_steps();
-        let target = noise.timestep(step.sigma()).round() - stride as f64;
-        if target < 0.0 {
-            self.final_sigma(noise)
-        } else {
-            noise.sigma(target)
-        }
+    fn plan(&self, noise: &NoiseSchedule, num_steps: usize) -> Result<Vec<f64>> {
+        let last = last_sigma(self.set_alpha_to_one, noise);
+        self.levels.plan_to(Self::GRID, noise, num_steps, last)
+    }
+
+    fn begin(&self) -> Box<dyn Solver> {
+        Box::new(DdimSolver(self.clone()))
     }
 }
 
-impl Scheduler for Ddim {
-    fn sigmas(&self, noise: &NoiseSchedule, num_steps: usize) -> Result<Vec<f64>> {
-        let total = noise.num_train_timesteps();
-        let timesteps = self
-            .timestep_spacing
-            .timesteps(total, num_steps, self.steps_offset)?;
-        let mut sigmas = match self.use_karras_sigmas {
-            true => {
-                let highest = noise.with_finite_terminal_snr().sigma_max();
-                karras_sigmas(noise.sigma_min(), highest, num_steps)
-            }
-            false => timesteps
-                .iter()
-                .map(|t| noise.sigma(t.round_ties_even()))
-                .collect(),
-        };
-        sigmas.push(self.final_sigma(noise));
-        Ok(sigmas)
-    }
-
-    fn solver(&self) -> Box<dyn Solver> {
-        Box::new(DdimSolver(self.clone()))
-    }
-
-    fn timestep(&self, noise: &NoiseSchedule, sigma: f64) -> f64 {
-        let timestep = noise.timestep(sigma);
-        if self.use_karras_sigmas {
-            timestep
-        } else {
-            timestep.round()
-        }
+/// Where a run ends.
+pub(super) fn last_sigma(set_alpha_to_one: bool, noise: &NoiseSchedule) -> f64 {
+    match set_alpha_to_one {
+        true => FinalSigmas::Zero.sigma(noise),
+        false => FinalSigmas::SigmaMin.sigma(noise),
     }
 }
 
@@ -125,32 +92,114 @@ struct DdimSolver(Ddim);
 impl Solver for DdimSolver {
     fn step(&mut self, step: &mut Step<'_>, latents: &Tensor) -> Result<Tensor> {
         let Self(config) = self;
-        let eta = step.eta().unwrap_or(config.eta);
-        if !(0.0..=1.0).contains(&eta) {
-            return Err(Error::argument("eta", "0 to 1", eta));
-        }
-        let (sigma, target) = (step.sigma(), config.target_sigma(step));
+        let (sigma, next) = (step.sigma(), step.sigma_next());
+        let last = last_sigma(config.set_alpha_to_one, step.schedule());
+        let to = target(&config.levels, step, last);
+        let (down, up) = ancestral(sigma, to, eta_of(step, config.eta)?);
         let denoised = step.denoise(latents, sigma)?;
-        let range = config.clip_sample_range;
-        let clipped = match config.clip_sample {
-            true => denoised.clamp(-range as f32, range as f32)?,
-            false => denoised.clone(),
+        let limited = match config.thresholding.thresholding {
+            true => config.thresholding.apply(denoised.clone())?,
+            false => config.clip.apply(denoised.clone())?,
         };
-        // The variance of fresh noise, and what is left of the old.
-        let ratio = target / sigma;
-        let fresh = eta * target * (1.0 - ratio * ratio).max(0.0).sqrt();
-        let keep = (target * target - fresh * fresh).max(0.0).sqrt() / sigma;
-        let moved = if config.clip_sample {
-            // The direction is that of the estimate before clamping.
-            step.combine(&[(keep, latents), (-keep, &denoised), (1.0, &clipped)])?
-        } else {
-            step.combine(&[(keep, latents), (1.0 - keep, &denoised)])?
-        };
-        let rescale = ((1.0 + step.sigma_next().powi(2)) / (1.0 + target * target)).sqrt();
-        if fresh == 0.0 {
-            return step.combine(&[(rescale, &moved)]);
-        }
-        let noise = step.noise(sigma, target)?;
-        step.combine(&[(rescale, &moved), (rescale * fresh, &noise)])
+        let rescale = relabel(step.schedule(), to, next);
+        let keep = rescale * down / sigma;
+        // The direction is that of the estimate before it is limited.
+        let moved = step.combine(&[(keep, latents), (-keep, &denoised), (rescale, &limited)])?;
+        renoise(step, moved, (sigma, to), rescale * up)
     }
 }
+
+/// DDIM backwards: from clean latents to the noise that [`Ddim`] makes them of. First order, one
+/// evaluation a step, deterministic. The run starts from clean latents where others start from noise.
+/// diffusers' `DDIMInverseScheduler`.
+///
+/// Source: Song, Meng and Ermon, "Denoising Diffusion Implicit Models", 2020, section 4.3; Mokady et al.,
+/// "Null-text Inversion for Editing Real Images using Guided Diffusion Models", 2022, equation 3.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DdimInverse {
+    /// The noise levels.
+    #[serde(flatten)]
+    pub levels: Levels,
+    /// Whether the latents that the run starts from are clean, or have the model's lowest noise level.
+    pub set_alpha_to_one: bool,
+    /// Keeps the estimate in a fixed range.
+    #[serde(flatten)]
+    pub clip: ClipSample,
+}
+
+impl Default for DdimInverse {
+    /// The way back of [`Ddim::default`].
+    fn default() -> Self {
+        Self {
+            levels: Levels::spaced(TimestepSpacing::Leading, 1),
+            set_alpha_to_one: false,
+            clip: ClipSample::OFF,
+        }
+    }
+}
+
+impl Algorithm for DdimInverse {
+    const CLASS: &'static str = "DDIMInverseScheduler";
+    const GRID: Grid = Grid::Whole;
+    const HAS_CURVES: bool = false;
+    const HAS_END: bool = false;
+
+    fn class_defaults() -> Self {
+        Self {
+            levels: Levels::spaced(TimestepSpacing::Leading, 0),
+            set_alpha_to_one: true,
+            clip: ClipSample {
+                clip_sample: true,
+                ..ClipSample::OFF
+            },
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        self.clip.check()
+    }
+
+    fn plan(&self, noise: &NoiseSchedule, num_steps: usize) -> Result<Vec<f64>> {
+        let first = last_sigma(self.set_alpha_to_one, noise).max(ALMOST_CLEAN);
+        let mut sigmas = self.levels.plan_to(Self::GRID, noise, num_steps, first)?;
+        sigmas.reverse();
+        Ok(sigmas)
+    }
+
+    fn plan_rises(&self) -> bool {
+        true
+    }
+
+    fn begin(&self) -> Box<dyn Solver> {
+        let config = self.clone();
+        Box::new(move |step: &mut Step<'_>, latents: &Tensor| config.step(step, latents))
+    }
+}
+
+/// Stands for no noise, at which an estimate of the clean latents says nothing about the noise.
+const ALMOST_CLEAN: f64 = 1.0 / 1024.0;
+
+impl DdimInverse {
+    /// The model is told the timestep that the step goes to.
+    fn step(&self, step: &mut Step<'_>, latents: &Tensor) -> Result<Tensor> {
+        let (sigma, next) = (step.sigma(), step.sigma_next());
+        let timestep = step.timestep(next);
+        let denoised = step.denoise_at(latents, sigma, timestep)?;
+        let schedule = step.schedule();
+        let is_clean = sigma == ALMOST_CLEAN;
+        // Where there is no noise, the model's output is the noise to come, be it noise or velocity.
+        let noise = match schedule.prediction_type() {
+            PredictionType::Epsilon | PredictionType::VPrediction if is_clean => {
+                schedule.output(latents, &denoised, sigma)?
+            }
+            _ => noise_of(step, latents, &denoised, sigma)?,
+        };
+        let limited = self.clip.apply(match is_clean {
+            true => latents.clone(),
+            false => denoised,
+        })?;
+        step.combine(&[(1.0, &limited), (next, &noise)])
+    }
+}
+
+with_levels!(Ddim, DdimInverse);

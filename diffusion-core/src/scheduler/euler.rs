@@ -1,95 +1,203 @@
-//! Euler's method.
+//! Euler's method: plain, ancestral, and for CFG++.
 
 use candle_core::Tensor;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
-use super::{FinalSigmas, Scheduler, Solver, Step, TimestepSpacing, karras_sigmas};
-use crate::denoise::NoiseSchedule;
+use super::algorithm::{Algorithm, with_levels};
+use super::levels::{Grid, Levels, SigmaSchedule};
+use super::updates::{Churn, ancestral, eta_of, noise_of, renoise, straight};
+use super::{Solver, Step};
 use crate::error::Result;
 
-/// Euler's method in sigma space: first order, one evaluation a step, deterministic. diffusers'
-/// `EulerDiscreteScheduler`, k-diffusion's `sample_euler`.
+/// Euler's method in sigma space: first order, one evaluation a step, deterministic without churn.
+/// diffusers' `EulerDiscreteScheduler`, k-diffusion's `sample_euler`.
 ///
 /// Source: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022,
-/// algorithm 1 without its second-order correction.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(default)]
+/// algorithm 2 without its second-order correction.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Euler {
-    /// How the steps are spread over the timesteps.
-    pub timestep_spacing: TimestepSpacing,
-    /// Added to timesteps under [`TimestepSpacing::Leading`].
-    pub steps_offset: usize,
-    /// Whether the noise levels are Karras et al.'s between the first and the last of the spacing.
-    pub use_karras_sigmas: bool,
-    /// Where the run ends.
-    pub final_sigmas_type: FinalSigmas,
+    /// The noise levels.
+    #[serde(flatten)]
+    pub levels: Levels,
+    /// Fresh noise before each step.
+    #[serde(flatten)]
+    pub churn: Churn,
 }
 
 impl Default for Euler {
     fn default() -> Self {
         Self {
-            timestep_spacing: TimestepSpacing::Linspace,
-            steps_offset: 0,
-            use_karras_sigmas: false,
-            final_sigmas_type: FinalSigmas::Zero,
+            levels: Levels::new(SigmaSchedule::Native),
+            churn: Churn::OFF,
         }
     }
 }
 
-impl Euler {
-    /// With Karras et al.'s noise levels.
-    pub fn karras() -> Self {
+impl Algorithm for Euler {
+    const CLASS: &'static str = "EulerDiscreteScheduler";
+    const GRID: Grid = Grid::Fractional;
+
+    fn class_defaults() -> Self {
+        Self::default()
+    }
+
+    fn unknown_options() -> Vec<(&'static str, Value)> {
+        vec![
+            ("interpolation_type", json!("linear")),
+            ("sigma_max", Value::Null),
+            ("sigma_min", Value::Null),
+            ("timestep_type", json!("discrete")),
+        ]
+    }
+
+    fn begin(&self) -> Box<dyn Solver> {
+        let churn = self.churn;
+        Box::new(move |step: &mut Step<'_>, latents: &Tensor| euler_step(&churn, step, latents))
+    }
+}
+
+/// [`Euler`] for models in the form of Karras et al. diffusers' `EDMEulerScheduler`.
+///
+/// Source: as [`Euler`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EdmEuler {
+    /// The noise levels.
+    #[serde(flatten)]
+    pub levels: Levels,
+    /// Fresh noise before each step.
+    #[serde(flatten)]
+    pub churn: Churn,
+}
+
+impl Default for EdmEuler {
+    fn default() -> Self {
         Self {
-            use_karras_sigmas: true,
-            ..Self::default()
+            levels: Levels::new(SigmaSchedule::Karras),
+            churn: Churn::OFF,
         }
     }
 }
 
-impl Scheduler for Euler {
-    fn sigmas(&self, noise: &NoiseSchedule, num_steps: usize) -> Result<Vec<f64>> {
-        let noise = noise.with_finite_terminal_snr();
-        let timesteps = self.timestep_spacing.timesteps(
-            noise.num_train_timesteps(),
-            num_steps,
-            self.steps_offset,
-        )?;
-        let mut sigmas: Vec<f64> = timesteps.iter().map(|&t| noise.sigma(t)).collect();
-        if self.use_karras_sigmas {
-            sigmas = karras_sigmas(sigmas[num_steps - 1], sigmas[0], num_steps);
-        }
-        sigmas.push(self.final_sigmas_type.sigma(&noise));
-        Ok(sigmas)
+impl Algorithm for EdmEuler {
+    const CLASS: &'static str = "EDMEulerScheduler";
+    const GRID: Grid = Grid::Fractional;
+    const HAS_CURVES: bool = false;
+
+    fn class_defaults() -> Self {
+        Self::default()
     }
 
-    fn solver(&self) -> Box<dyn Solver> {
-        Box::new(euler_step)
-    }
-
-    fn timestep(&self, noise: &NoiseSchedule, sigma: f64) -> f64 {
-        let noise = noise.with_finite_terminal_snr();
-        match self.use_karras_sigmas {
-            true => noise.timestep(sigma),
-            false => noise.timestep_linear(sigma),
-        }
-    }
-
-    fn init_noise_sigma(&self, sigma_max: f64) -> f64 {
-        match self.timestep_spacing {
-            // These start at the highest noise level, where the signal's share is forgotten.
-            TimestepSpacing::Linspace | TimestepSpacing::Trailing => sigma_max,
-            TimestepSpacing::Leading => (sigma_max * sigma_max + 1.0).sqrt(),
-        }
-    }
-
-    fn final_scale(&self, _sigma_last: f64) -> f64 {
-        1.0
+    fn begin(&self) -> Box<dyn Solver> {
+        let churn = self.churn;
+        Box::new(move |step: &mut Step<'_>, latents: &Tensor| euler_step(&churn, step, latents))
     }
 }
 
-/// `x' = x + (sigma' - sigma) (x - denoised) / sigma`, written so that no large terms cancel.
-pub(super) fn euler_step(step: &mut Step<'_>, latents: &Tensor) -> Result<Tensor> {
-    let denoised = step.denoise(latents, step.sigma())?;
-    let keep = step.sigma_next() / step.sigma();
-    step.combine(&[(keep, latents), (1.0 - keep, &denoised)])
+fn euler_step(churn: &Churn, step: &mut Step<'_>, latents: &Tensor) -> Result<Tensor> {
+    let (latents, sigma) = churn.apply(step, latents)?;
+    let denoised = step.denoise(&latents, sigma)?;
+    straight(step, &latents, &denoised, sigma, step.sigma_next())
 }
+
+/// Euler's method with fresh noise in each step: first order, one evaluation a step, stochastic.
+/// diffusers' `EulerAncestralDiscreteScheduler`, k-diffusion's `sample_euler_ancestral`.
+///
+/// Source: k-diffusion; DDPM's ancestral sampling, Ho, Jain and Abbeel, 2020, in sigma space.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EulerAncestral {
+    /// The noise levels.
+    #[serde(flatten)]
+    pub levels: Levels,
+    /// The share of fresh noise in each step, from 0 to 1; a request's own comes first.
+    pub eta: f64,
+    /// The standard deviation of the fresh noise, about 1.
+    pub s_noise: f64,
+}
+
+impl Default for EulerAncestral {
+    fn default() -> Self {
+        Self {
+            levels: Levels::new(SigmaSchedule::Native),
+            eta: 1.0,
+            s_noise: 1.0,
+        }
+    }
+}
+
+impl Algorithm for EulerAncestral {
+    const CLASS: &'static str = "EulerAncestralDiscreteScheduler";
+    const GRID: Grid = Grid::Fractional;
+    const HAS_CURVES: bool = false;
+    const HAS_END: bool = false;
+
+    fn class_defaults() -> Self {
+        Self::default()
+    }
+
+    fn begin(&self) -> Box<dyn Solver> {
+        let Self { eta, s_noise, .. } = *self;
+        Box::new(move |step: &mut Step<'_>, latents: &Tensor| {
+            let (sigma, next) = (step.sigma(), step.sigma_next());
+            let (down, up) = ancestral(sigma, next, eta_of(step, eta)?);
+            let denoised = step.denoise(latents, sigma)?;
+            let moved = straight(step, latents, &denoised, sigma, down)?;
+            renoise(step, moved, (sigma, next), up * s_noise)
+        })
+    }
+}
+
+/// Euler's method that takes the noise to go back to from the negative prompt alone, so that low guidance
+/// scales (up to about 2) suffice; ancestral where `eta` is above 0. First order, one evaluation a step.
+/// ComfyUI's `euler_cfg_pp` and `euler_ancestral_cfg_pp`.
+///
+/// Source: Chung et al., "CFG++: Manifold-constrained Classifier Free Guidance for Diffusion Models",
+/// 2024, algorithm 2.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EulerCfgPp {
+    /// The noise levels.
+    #[serde(flatten)]
+    pub levels: Levels,
+    /// The share of fresh noise in each step, from 0 to 1; a request's own comes first.
+    pub eta: f64,
+    /// The standard deviation of the fresh noise, about 1.
+    pub s_noise: f64,
+}
+
+impl Default for EulerCfgPp {
+    fn default() -> Self {
+        Self {
+            levels: Levels::new(SigmaSchedule::Native),
+            eta: 0.0,
+            s_noise: 1.0,
+        }
+    }
+}
+
+impl Algorithm for EulerCfgPp {
+    const CLASS: &'static str = "EulerCFGPPScheduler";
+    const GRID: Grid = Grid::Fractional;
+
+    fn class_defaults() -> Self {
+        Self::default()
+    }
+
+    fn begin(&self) -> Box<dyn Solver> {
+        let Self { eta, s_noise, .. } = *self;
+        Box::new(move |step: &mut Step<'_>, latents: &Tensor| {
+            let (sigma, next) = (step.sigma(), step.sigma_next());
+            let (down, up) = ancestral(sigma, next, eta_of(step, eta)?);
+            let denoised = step.denoise(latents, sigma)?;
+            let unconditional = step.unconditional().unwrap_or(&denoised).clone();
+            let noise = noise_of(step, latents, &unconditional, sigma)?;
+            let moved = step.combine(&[(1.0, &denoised), (down, &noise)])?;
+            renoise(step, moved, (sigma, next), up * s_noise)
+        })
+    }
+
+    fn takes_unconditional(&self) -> bool {
+        true
+    }
+}
+
+with_levels!(Euler, EdmEuler, EulerAncestral, EulerCfgPp);

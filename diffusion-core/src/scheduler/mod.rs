@@ -1,26 +1,78 @@
 //! Sampling: the two traits that users implement, the one loop, and the algorithms.
 
+mod algorithm;
+mod consistency;
 mod ddim;
-mod dpmpp_2m;
+mod ddpm;
+mod deis;
+mod dpm2;
+mod dpm_adaptive;
+mod dpm_solver_multistep;
+mod dpm_solver_singlestep;
+mod dpm_updates;
+mod dpmpp_2s_ancestral;
+mod dpmpp_sde;
+mod er_sde;
 mod euler;
+mod flow_match;
+mod gradient_estimation;
+mod heun;
+mod ipndm;
+mod levels;
+mod limits;
+mod lms;
+mod pndm;
 mod registry;
+mod res_multistep;
+mod restart;
+mod sa_solver;
 mod sampler;
-mod spacing;
+mod table;
+mod unipc;
+mod updates;
+mod whole_steps;
 
 use std::fmt;
 use std::sync::Arc;
 
 use candle_core::Tensor;
+use serde_json::Value;
 
-pub use ddim::Ddim;
-pub use dpmpp_2m::{DpmPp2m, SolverType};
-pub use euler::Euler;
-pub use registry::{from_config, from_name, names};
-pub use sampler::{Sampler, Step, StepReport};
-pub use spacing::{FinalSigmas, TimestepSpacing, karras_sigmas};
+pub use algorithm::WithLevels;
+pub use consistency::{Lcm, Tcd};
+pub use ddim::{Ddim, DdimInverse};
+pub use ddpm::{Ddpm, VarianceType};
+pub use deis::Deis;
+pub use dpm_adaptive::{DpmAdaptive, DpmFast};
+pub use dpm_solver_multistep::{DpmSolverMultistep, EdmDpmSolverMultistep};
+pub use dpm_solver_singlestep::DpmSolverSinglestep;
+pub use dpm_updates::{DpmAlgorithm, SolverType};
+pub use dpm2::{Dpm2, Dpm2Ancestral};
+pub use dpmpp_2s_ancestral::DpmPp2sAncestral;
+pub use dpmpp_sde::{DpmPpMultistepSde, DpmSolverSde};
+pub use er_sde::ErSde;
+pub use euler::{EdmEuler, Euler, EulerAncestral, EulerCfgPp};
+pub use flow_match::{FlowMatchEuler, FlowMatchHeun, TimeShift};
+pub use gradient_estimation::GradientEstimation;
+pub use heun::Heun;
+pub use ipndm::Ipndm;
+pub use levels::{
+    FinalSigmas, Levels, SigmaSchedule, TimestepSpacing, karras_sigmas, sigma_schedule,
+};
+pub use limits::{ClipSample, Thresholding};
+pub use lms::Lms;
+pub use pndm::Pndm;
+pub use registry::{Entry, entries, from_config, from_name, names};
+pub use res_multistep::ResMultistep;
+pub use restart::Restart;
+pub use sa_solver::{SaAlgorithm, SaSolver};
+pub use sampler::{Observer, Sampler, Step, StepReport};
+pub use unipc::{UniPc, UniPcType};
+pub use updates::Churn;
 
 use crate::denoise::NoiseSchedule;
 use crate::error::Result;
+use crate::rng::NoiseKind;
 
 /// Plans a walk of the latents from the highest noise level towards none. A value is immutable and
 /// serves many concurrent runs; what a run must remember lives in its [`Solver`].
@@ -58,20 +110,43 @@ pub trait Scheduler: Send + Sync + fmt::Debug {
     /// Fresh state for one run; multistep history lives there.
     fn solver(&self) -> Box<dyn Solver>;
 
-    /// What the model is told where latents have the noise level `sigma`, possibly fractional.
+    /// What the model is told where latents have a noise level of the plan, possibly fractional. Between
+    /// the planned levels it is told [`NoiseSchedule::timestep`].
     fn timestep(&self, noise: &NoiseSchedule, sigma: f64) -> f64 {
         noise.timestep(sigma)
     }
 
     /// Unit noise is multiplied by this to start: the standard deviation of clean latents of unit variance
     /// and noise together.
-    fn init_noise_sigma(&self, sigma_max: f64) -> f64 {
-        (sigma_max * sigma_max + 1.0).sqrt()
+    fn init_noise_sigma(&self, noise: &NoiseSchedule, sigma_max: f64) -> f64 {
+        noise.input_scale(sigma_max).recip()
     }
 
     /// Latents are multiplied by this at the end. It matters only where the last noise level is not 0.
-    fn final_scale(&self, sigma_last: f64) -> f64 {
-        self.init_noise_sigma(sigma_last).recip()
+    fn final_scale(&self, noise: &NoiseSchedule, sigma_last: f64) -> f64 {
+        noise.input_scale(sigma_last) / noise.input_scale(0.0)
+    }
+
+    /// Which fresh noise the solver takes.
+    fn noise_kind(&self) -> NoiseKind {
+        NoiseKind::Gaussian
+    }
+
+    /// Whether [`sigmas`](Self::sigmas) may rise: where noise is added again, or where clean latents are
+    /// taken back to noise.
+    fn may_rise(&self) -> bool {
+        false
+    }
+
+    /// Whether the solver needs [`Step::unconditional`], so that guidance must be on at any scale.
+    fn needs_unconditional(&self) -> bool {
+        false
+    }
+
+    /// The settings as a `scheduler_config.json`, from which [`from_config`] makes an equal scheduler;
+    /// `None` for schedulers that it does not know.
+    fn config(&self) -> Option<Value> {
+        None
     }
 }
 
@@ -89,12 +164,28 @@ impl<S: Scheduler + ?Sized> Scheduler for Arc<S> {
         (**self).timestep(noise, sigma)
     }
 
-    fn init_noise_sigma(&self, sigma_max: f64) -> f64 {
-        (**self).init_noise_sigma(sigma_max)
+    fn init_noise_sigma(&self, noise: &NoiseSchedule, sigma_max: f64) -> f64 {
+        (**self).init_noise_sigma(noise, sigma_max)
     }
 
-    fn final_scale(&self, sigma_last: f64) -> f64 {
-        (**self).final_scale(sigma_last)
+    fn final_scale(&self, noise: &NoiseSchedule, sigma_last: f64) -> f64 {
+        (**self).final_scale(noise, sigma_last)
+    }
+
+    fn noise_kind(&self) -> NoiseKind {
+        (**self).noise_kind()
+    }
+
+    fn may_rise(&self) -> bool {
+        (**self).may_rise()
+    }
+
+    fn needs_unconditional(&self) -> bool {
+        (**self).needs_unconditional()
+    }
+
+    fn config(&self) -> Option<Value> {
+        (**self).config()
     }
 }
 

@@ -1,99 +1,110 @@
 //! Schedulers by name and by configuration.
 
-use std::path::Path;
 use std::sync::Arc;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
-use super::{Ddim, DpmPp2m, Euler, Scheduler};
-use crate::config::{parse, require_defaults};
+use super::Scheduler;
+use super::algorithm::{Algorithm, from_fields, is_curve_flag};
+use super::levels::SigmaSchedule;
+use super::table::TABLE;
 use crate::error::{Error, Result};
 
 /// A scheduler that is known by name.
-struct Entry {
-    /// The short name.
-    name: &'static str,
-    /// diffusers' class.
-    class: &'static str,
-    /// Sets what the short name means in a configuration that may be another class's.
-    mean: fn(&mut Map<String, Value>),
-    /// From a configuration. Karras et al.'s noise levels may be asked for beside it.
-    build: fn(&Value, karras: bool) -> Result<Arc<dyn Scheduler>>,
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Entry {
+    /// The short name, k-diffusion's and ComfyUI's where they have one.
+    pub name: &'static str,
+    /// Other names: A1111's labels, those of other programs.
+    pub labels: &'static [&'static str],
+    /// The class in configurations, diffusers' where it has one.
+    pub class: &'static str,
+    /// The order of convergence over 12 to 96 steps, without fresh noise where it is stochastic; 0 where it
+    /// has none. That of methods over several steps counts their start at first order.
+    pub order: u8,
+    /// Evaluations of the model in a step; 0 where they vary.
+    pub evaluations: u8,
+    /// Whether it draws fresh noise by default.
+    pub is_stochastic: bool,
+    /// The paper or program that it comes from.
+    pub source: &'static str,
+    /// What its results are tested against.
+    pub verified: &'static str,
+    /// What the short name means in a configuration that may be another class's, as JSON.
+    pub(super) fields: &'static str,
+    /// From a configuration.
+    pub(super) build: fn(&Value) -> Result<Arc<dyn Scheduler>>,
 }
 
-const TABLE: &[Entry] = &[
-    Entry {
-        name: "ddim",
-        class: "DDIMScheduler",
-        mean: |_| {},
-        build: ddim,
-    },
-    Entry {
-        name: "euler",
-        class: "EulerDiscreteScheduler",
-        mean: |_| {},
-        build: euler,
-    },
-    Entry {
-        name: "dpmpp_2m",
-        class: "DPMSolverMultistepScheduler",
-        mean: |fields| {
-            fields.insert("algorithm_type".into(), json!("dpmsolver++"));
-            fields.insert("solver_order".into(), json!(2));
-        },
-        build: dpmpp_2m,
-    },
+impl Entry {
+    /// A row of the table; the builder adds what most rows do not need.
+    pub(super) const fn new<A: Algorithm>(name: &'static str, order: u8, evaluations: u8) -> Self {
+        Self {
+            name,
+            labels: &[],
+            class: A::CLASS,
+            order,
+            evaluations,
+            is_stochastic: false,
+            source: "",
+            verified: "",
+            fields: "{}",
+            build: from_fields::<A>,
+        }
+    }
+
+    pub(super) const fn labels(mut self, labels: &'static [&'static str]) -> Self {
+        self.labels = labels;
+        self
+    }
+
+    pub(super) const fn stochastic(mut self) -> Self {
+        self.is_stochastic = true;
+        self
+    }
+
+    pub(super) const fn fields(mut self, fields: &'static str) -> Self {
+        self.fields = fields;
+        self
+    }
+
+    pub(super) const fn source(mut self, source: &'static str, verified: &'static str) -> Self {
+        self.source = source;
+        self.verified = verified;
+        self
+    }
+
+    /// The scheduler, set as a configuration of whatever class says.
+    fn with_fields(&self, config: &Value) -> Result<Arc<dyn Scheduler>> {
+        let mut fields = config.as_object().cloned().unwrap_or_default();
+        let own: Map<String, Value> = serde_json::from_str(self.fields).map_err(Error::custom)?;
+        fields.extend(own);
+        (self.build)(&Value::Object(fields))
+    }
+
+    fn answers_to(&self, name: &str) -> bool {
+        let class = plain(self.class);
+        self.name == name || class == name || self.labels.iter().any(|label| plain(label) == name)
+    }
+}
+
+/// Curves under other names than their own.
+const CURVE_LABELS: [(&str, &str); 9] = [
+    ("uniform", "native"),
+    ("automatic", "native"),
+    ("discrete", "native"),
+    ("sgmuniform", "sgm_uniform"),
+    ("ddim", "ddim_uniform"),
+    ("ays", "align_your_steps"),
+    ("ays_sdxl", "align_your_steps_sdxl"),
+    ("align_your_steps_11", "align_your_steps"),
+    ("align_your_steps_gits", "gits"),
 ];
 
-/// Where errors say that a field stands.
-const PLACE: &str = "scheduler config";
-
-fn ddim(config: &Value, karras: bool) -> Result<Arc<dyn Scheduler>> {
-    require_defaults("DDIMScheduler", config, &[("thresholding", json!(false))])?;
-    let scheduler: Ddim = parse(Path::new(PLACE), config)?;
-    Ok(Arc::new(Ddim {
-        use_karras_sigmas: karras,
-        ..scheduler
-    }))
-}
-
-fn euler(config: &Value, karras: bool) -> Result<Arc<dyn Scheduler>> {
-    let defaults = [
-        ("interpolation_type", json!("linear")),
-        ("sigma_max", Value::Null),
-        ("sigma_min", Value::Null),
-        ("timestep_type", json!("discrete")),
-        ("use_beta_sigmas", json!(false)),
-        ("use_exponential_sigmas", json!(false)),
-    ];
-    require_defaults("EulerDiscreteScheduler", config, &defaults)?;
-    let mut scheduler: Euler = parse(Path::new(PLACE), config)?;
-    scheduler.use_karras_sigmas |= karras;
-    Ok(Arc::new(scheduler))
-}
-
-fn dpmpp_2m(config: &Value, karras: bool) -> Result<Arc<dyn Scheduler>> {
-    let defaults = [
-        ("algorithm_type", json!("dpmsolver++")),
-        ("lambda_min_clipped", Value::Null),
-        ("thresholding", json!(false)),
-        ("use_beta_sigmas", json!(false)),
-        ("use_exponential_sigmas", json!(false)),
-        ("use_flow_sigmas", json!(false)),
-        ("use_lu_lambdas", json!(false)),
-        ("variance_type", Value::Null),
-    ];
-    require_defaults("DPMSolverMultistepScheduler", config, &defaults)?;
-    let mut scheduler: DpmPp2m = parse(Path::new(PLACE), config)?;
-    if !(1..=2).contains(&scheduler.solver_order) {
-        return Err(Error::argument(
-            "solver_order",
-            "1 or 2",
-            scheduler.solver_order,
-        ));
-    }
-    scheduler.use_karras_sigmas |= karras;
-    Ok(Arc::new(scheduler))
+/// All schedulers that are known by name, in the order of the documentation.
+pub fn entries() -> &'static [Entry] {
+    TABLE
 }
 
 /// The short names that [`from_name`] knows.
@@ -102,58 +113,83 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 }
 
 /// A scheduler by a diffusers configuration: `_class_name` chooses it, the other fields set it, and those
-/// that are absent have the defaults of diffusers' class.
+/// that are absent have the defaults of diffusers' class. Beside diffusers' fields there is `sigma_schedule`,
+/// the name of a [`SigmaSchedule`], and there are `sigmas` or `timesteps`, a list of one's own.
 ///
 /// # Errors
 /// [`Error::Unsupported`] for a class or an option that this version does not know, [`Error::Format`] for
-/// fields of the wrong type.
+/// fields of the wrong type, [`Error::InvalidArgument`] for fields out of range.
 pub fn from_config(config: &Value) -> Result<Arc<dyn Scheduler>> {
     let class = config["_class_name"].as_str().unwrap_or_default();
     match TABLE.iter().find(|entry| entry.class == class) {
-        Some(entry) => (entry.build)(config, false),
-        None => Err(unknown(class)),
+        Some(entry) => (entry.build)(config),
+        None => {
+            let classes = TABLE.iter().map(|entry| entry.class);
+            Err(unknown(class, nearest(class, classes)))
+        }
     }
 }
 
 /// A scheduler by name, set as `config` (a `scheduler_config.json`, of whatever class) says. Names are
-/// those of [`names`] or diffusers' classes; the ending `_karras` turns on Karras et al.'s noise levels.
-/// Case, spaces and `+` signs do not matter: "DPM++ 2M Karras" is one.
+/// those of [`names`], A1111's labels or diffusers' classes, each of them alone or followed by a curve of
+/// noise levels, as in "DPM++ 2M Karras" or `dpmpp_2m_sgm_uniform`. Case does not matter, nor which signs
+/// stand between words.
 ///
 /// # Errors
 /// As [`from_config`].
 pub fn from_name(name: &str, config: &Value) -> Result<Arc<dyn Scheduler>> {
-    let plain = name
-        .trim()
-        .to_lowercase()
-        .replace("++", "pp")
-        .replace([' ', '-'], "_");
-    let (plain, karras) = match plain.strip_suffix("_karras") {
-        Some(rest) => (rest, true),
-        None => (plain.as_str(), false),
+    let wanted = plain(name);
+    let wanted = wanted.strip_prefix("k_").unwrap_or(&wanted);
+    let find = |name: &str| TABLE.iter().find(|entry| entry.answers_to(name));
+    if let Some(entry) = find(wanted) {
+        return entry.with_fields(config);
+    }
+    let split = wanted.match_indices('_').find_map(|(i, _)| {
+        let entry = find(&wanted[..i])?;
+        Some((entry, curve(&wanted[i + 1..])?))
+    });
+    let Some((entry, curve)) = split else {
+        let names = TABLE.iter().map(|entry| entry.name);
+        let labels = TABLE.iter().flat_map(|entry| entry.labels).copied();
+        return Err(unknown(name, nearest(wanted, names.chain(labels))));
     };
     let mut fields = config.as_object().cloned().unwrap_or_default();
-    let entry = if let Some(entry) = TABLE.iter().find(|entry| entry.name == plain) {
-        (entry.mean)(&mut fields);
-        entry
-    } else {
-        let by_class = TABLE
-            .iter()
-            .find(|entry| entry.class.to_lowercase() == plain);
-        by_class.ok_or_else(|| unknown(name))?
-    };
-    (entry.build)(&Value::Object(fields), karras)
+    fields.retain(|name, _| !matches!(name.as_str(), "sigmas" | "timesteps"));
+    fields.retain(|name, _| !is_curve_flag(name));
+    fields.insert("sigma_schedule".into(), curve.into());
+    entry.with_fields(&Value::Object(fields))
 }
 
-fn unknown(name: &str) -> Error {
-    let known: Vec<_> = TABLE
-        .iter()
-        .map(|entry| format!("{} ({})", entry.name, entry.class))
-        .collect();
-    Error::unsupported(
-        format!("scheduler {name:?}"),
-        format!(
-            "name one of {} in the request, or pass a Scheduler",
-            known.join(", ")
-        ),
-    )
+/// A curve's own name, if a name means one.
+fn curve(name: &str) -> Option<&'static str> {
+    let own = SigmaSchedule::NAMED.into_iter().map(|(own, _)| (own, own));
+    let mut known = own.chain(CURVE_LABELS);
+    known.find_map(|(label, own)| (label == name).then_some(own))
+}
+
+/// In lower case, with one underscore between words and `pp` for `++`.
+fn plain(name: &str) -> String {
+    let lower = name.to_lowercase().replace("++", "pp");
+    let words = lower.split(|c: char| !c.is_alphanumeric());
+    let words: Vec<&str> = words.filter(|word| !word.is_empty()).collect();
+    words.join("_")
+}
+
+/// The three nearest of the known names.
+fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    let name = plain(name);
+    let mut known: Vec<&str> = known.collect();
+    let likeness = |other: &&str| strsim::jaro_winkler(&name, &plain(other));
+    known.sort_by(|a, b| likeness(b).total_cmp(&likeness(a)));
+    known.dedup_by_key(|name| plain(name));
+    known.truncate(3);
+    known
+}
+
+fn unknown(name: &str, nearest: Vec<&str>) -> Error {
+    let hint = format!(
+        "did you mean {}? scheduler::names() lists all, or pass a Scheduler",
+        nearest.join(", ")
+    );
+    Error::unsupported(format!("scheduler {name:?}"), hint)
 }

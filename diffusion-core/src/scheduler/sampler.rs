@@ -12,15 +12,20 @@ use crate::rng::NoiseSource;
 /// The most steps of a run.
 const MAX_STEPS: usize = 1_000_000;
 
+/// Called after each step; it may stop the run.
+pub type Observer<'a> = dyn FnMut(&StepReport<'_>) -> ControlFlow<()> + 'a;
+
 /// What a solver works with during one step.
 pub struct Step<'a> {
     index: usize,
     sigmas: &'a [f64],
+    requested_steps: usize,
     eta: Option<f64>,
     scheduler: &'a dyn Scheduler,
     schedule: &'a NoiseSchedule,
     denoiser: &'a mut dyn Denoiser,
     noise: &'a mut dyn NoiseSource,
+    observe: &'a mut Observer<'a>,
     estimate: Option<Estimate>,
 }
 
@@ -33,6 +38,11 @@ impl Step<'_> {
     /// The number of steps of the run.
     pub fn num_steps(&self) -> usize {
         self.sigmas.len() - 1
+    }
+
+    /// The number of steps that the run was asked for, where the scheduler plans another.
+    pub fn requested_steps(&self) -> usize {
+        self.requested_steps
     }
 
     /// The noise levels of the whole run, falling.
@@ -60,12 +70,27 @@ impl Step<'_> {
         self.eta
     }
 
+    /// What the model is told at a noise level, possibly fractional.
+    pub fn timestep(&self, sigma: f64) -> f64 {
+        match self.sigmas.contains(&sigma) {
+            true => self.scheduler.timestep(self.schedule, sigma),
+            false => self.schedule.timestep(sigma),
+        }
+    }
+
     /// One evaluation of the model, at any noise level: an estimate of the clean latents.
     ///
     /// # Errors
     /// What the model returns.
     pub fn denoise(&mut self, latents: &Tensor, sigma: f64) -> Result<Tensor> {
-        let timestep = self.scheduler.timestep(self.schedule, sigma);
+        self.denoise_at(latents, sigma, self.timestep(sigma))
+    }
+
+    /// One evaluation of the model, which is told a timestep of the solver's choice.
+    ///
+    /// # Errors
+    /// What the model returns.
+    pub fn denoise_at(&mut self, latents: &Tensor, sigma: f64, timestep: f64) -> Result<Tensor> {
         let estimate = self.denoiser.denoise(latents, sigma, timestep)?;
         Ok(self.estimate.insert(estimate).denoised.clone())
     }
@@ -81,6 +106,31 @@ impl Step<'_> {
     /// [`Error::Tensor`] if the device cannot hold it.
     pub fn noise(&mut self, from: f64, to: f64) -> Result<Tensor> {
         self.noise.noise(from, to)
+    }
+
+    /// Shows the observer where a solver is that makes many small steps of its own within this one.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] if the observer stops the run; solvers pass it on.
+    pub fn report(&mut self, latents: &Tensor, sigma: f64) -> Result<()> {
+        let num_steps = self.num_steps();
+        let report = StepReport {
+            index: self.index,
+            num_steps,
+            sigma,
+            latents,
+            denoised: self
+                .estimate
+                .as_ref()
+                .map_or(latents, |estimate| &estimate.denoised),
+        };
+        if (self.observe)(&report).is_break() {
+            return Err(Error::Cancelled {
+                step: self.index + 1,
+                num_steps,
+            });
+        }
+        Ok(())
     }
 
     /// The weighted sum of tensors, in f32. Terms of weight 0 do not count, whatever their values.
@@ -139,20 +189,26 @@ impl Sampler<'_> {
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for no steps, or if the scheduler's plan is empty, starts at no noise,
-    /// rises or is not finite.
+    /// rises where the scheduler does not say so, or is not finite.
     pub fn sigmas(&self) -> Result<Vec<f64>> {
         if !(1..=MAX_STEPS).contains(&self.num_steps) {
             let expected = format!("1 to {MAX_STEPS}");
             return Err(Error::argument("num_steps", expected, self.num_steps));
         }
         let sigmas = self.scheduler.sigmas(self.schedule, self.num_steps)?;
+        let may_rise = self.scheduler.may_rise();
         let rises = sigmas.windows(2).any(|pair| pair[0] < pair[1]);
-        let in_range = sigmas
-            .iter()
-            .all(|sigma| sigma.is_finite() && *sigma >= 0.0);
-        let starts = sigmas.first().is_some_and(|&sigma| sigma > 0.0);
-        if sigmas.len() < 2 || !starts || rises || !in_range {
-            let expected = "at least two noise levels that never rise, from the scheduler";
+        // Every level that a step starts from holds noise.
+        let (last, starts) = sigmas.split_last().unwrap_or((&f64::NAN, &[]));
+        let in_range = starts.iter().all(|&sigma| sigma > 0.0 && sigma.is_finite());
+        if starts.is_empty()
+            || !in_range
+            || !last.is_finite()
+            || *last < 0.0
+            || (rises && !may_rise)
+        {
+            let expected =
+                "noise levels above 0 that never rise, and then a last one, from the scheduler";
             let found = format!(
                 "{} steps of {:?}: {sigmas:?}",
                 self.num_steps, self.scheduler
@@ -160,6 +216,17 @@ impl Sampler<'_> {
             return Err(Error::argument("sigmas", expected, found));
         }
         Ok(sigmas)
+    }
+
+    /// The lowest noise level above 0 and the highest of the run: the range of a Brownian path.
+    ///
+    /// # Errors
+    /// As [`sigmas`](Self::sigmas).
+    pub fn sigma_range(&self) -> Result<(f64, f64)> {
+        let sigmas = self.sigmas()?;
+        let above_zero = || sigmas.iter().copied().filter(|sigma| *sigma > 0.0);
+        let lowest = above_zero().fold(f64::INFINITY, f64::min);
+        Ok((lowest, above_zero().fold(lowest, f64::max)))
     }
 
     /// Walks unit noise to clean latents. After each step `observe` sees where it is and may stop it.
@@ -174,41 +241,66 @@ impl Sampler<'_> {
         denoiser: &mut dyn Denoiser,
         noise: &Tensor,
         fresh_noise: &mut dyn NoiseSource,
-        observe: &mut dyn FnMut(&StepReport<'_>) -> ControlFlow<()>,
+        observe: &mut Observer<'_>,
     ) -> Result<Tensor> {
         let sigmas = self.sigmas()?;
-        let num_steps = sigmas.len() - 1;
+        let scale = self.scheduler.init_noise_sigma(self.schedule, sigmas[0]);
+        let latents = (noise * scale)?;
+        self.walk(&sigmas, 0, latents, denoiser, fresh_noise, observe)
+    }
+
+    /// Walks latents on from the noise level `sigmas()[start]`.
+    ///
+    /// # Shapes
+    /// `latents`: `(batch, channels, height, width)`, f32, clean latents plus that level times unit noise;
+    /// returns the same shape.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if `start` is not the number of a step; otherwise as [`run`](Self::run).
+    pub fn run_from(
+        &self,
+        start: usize,
+        latents: &Tensor,
+        denoiser: &mut dyn Denoiser,
+        fresh_noise: &mut dyn NoiseSource,
+        observe: &mut Observer<'_>,
+    ) -> Result<Tensor> {
+        let sigmas = self.sigmas()?;
+        if start + 1 >= sigmas.len() {
+            let expected = format!("below the number of steps, {}", sigmas.len() - 1);
+            return Err(Error::argument("start", expected, start));
+        }
+        let latents = latents.clone();
+        self.walk(&sigmas, start, latents, denoiser, fresh_noise, observe)
+    }
+
+    fn walk(
+        &self,
+        sigmas: &[f64],
+        start: usize,
+        mut latents: Tensor,
+        denoiser: &mut dyn Denoiser,
+        fresh_noise: &mut dyn NoiseSource,
+        observe: &mut Observer<'_>,
+    ) -> Result<Tensor> {
         let mut solver = self.scheduler.solver();
-        let mut latents = (noise * self.scheduler.init_noise_sigma(sigmas[0]))?;
-        for index in 0..num_steps {
+        for index in start..sigmas.len() - 1 {
             let mut step = Step {
                 index,
-                sigmas: &sigmas,
+                sigmas,
+                requested_steps: self.num_steps,
                 eta: self.eta,
                 scheduler: self.scheduler,
                 schedule: self.schedule,
                 denoiser,
                 noise: fresh_noise,
+                observe: &mut *observe,
                 estimate: None,
             };
             latents = solver.step(&mut step, &latents)?;
-            let estimate = step.estimate;
-            let report = StepReport {
-                index,
-                num_steps,
-                sigma: sigmas[index + 1],
-                latents: &latents,
-                denoised: estimate
-                    .as_ref()
-                    .map_or(&latents, |estimate| &estimate.denoised),
-            };
-            if observe(&report).is_break() {
-                return Err(Error::Cancelled {
-                    step: index + 1,
-                    num_steps,
-                });
-            }
+            step.report(&latents, sigmas[index + 1])?;
         }
-        Ok((latents * self.scheduler.final_scale(sigmas[num_steps]))?)
+        let last = sigmas[sigmas.len() - 1];
+        Ok((latents * self.scheduler.final_scale(self.schedule, last))?)
     }
 }

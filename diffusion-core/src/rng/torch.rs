@@ -1,8 +1,6 @@
-//! Seeded random numbers that equal PyTorch's CPU generator, so that a seed gives the picture that
-//! it gives in diffusers.
+//! PyTorch's stream of normal numbers on the CPU.
 
 use std::f64::consts::PI;
-use std::hash::{BuildHasher, RandomState};
 
 use candle_core::{Device, Tensor};
 
@@ -149,73 +147,5 @@ fn box_muller_16(block: &mut [f32; 16]) {
         let angle = 2.0 * PI * f64::from(*b);
         *a = (radius * angle.cos()) as f32;
         *b = (radius * angle.sin()) as f32;
-    }
-}
-
-/// A seed from the system's entropy, for requests that name none. It fits in 32 bits, since PyTorch
-/// uses no more.
-pub fn random_seed() -> u64 {
-    RandomState::new().hash_one(0u8) & 0xffff_ffff
-}
-
-/// One stream an image, so that an image depends on its own seed only, whatever stands beside it in
-/// the batch.
-pub struct ImageRngs {
-    streams: Vec<TorchRng>,
-    shape: Vec<usize>,
-    device: Device,
-}
-
-impl ImageRngs {
-    /// One stream for each of `seeds`; every draw has `shape` (without the batch dimension).
-    pub fn new(seeds: &[u64], shape: &[usize], device: &Device) -> Self {
-        Self {
-            streams: seeds.iter().map(|&seed| TorchRng::new(seed)).collect(),
-            shape: shape.to_vec(),
-            device: device.clone(),
-        }
-    }
-
-    /// Draws the next noise of every image.
-    ///
-    /// # Shapes
-    /// Returns `(seeds, shape...)`, f32, unit variance.
-    ///
-    /// # Errors
-    /// [`Error::Tensor`](crate::Error::Tensor) if the device cannot hold it.
-    pub fn draw(&mut self) -> Result<Tensor> {
-        let noise = self
-            .streams
-            .iter_mut()
-            .map(|stream| stream.randn_tensor(&self.shape, &self.device))
-            .collect::<Result<Vec<_>>>()?;
-        Ok(Tensor::stack(&noise, 0)?)
-    }
-}
-
-/// Where a run's fresh noise comes from. A closure of the same arguments is a source too.
-pub trait NoiseSource {
-    /// Noise of unit variance for the way from one noise level to a lower one.
-    ///
-    /// # Shapes
-    /// Returns that of the latents, `(batch, channels, height, width)`, f32.
-    ///
-    /// # Errors
-    /// Whatever stops the source.
-    fn noise(&mut self, from: f64, to: f64) -> Result<Tensor>;
-}
-
-impl NoiseSource for ImageRngs {
-    fn noise(&mut self, _from: f64, _to: f64) -> Result<Tensor> {
-        self.draw()
-    }
-}
-
-impl<F> NoiseSource for F
-where
-    F: FnMut(f64, f64) -> Result<Tensor>,
-{
-    fn noise(&mut self, from: f64, to: f64) -> Result<Tensor> {
-        self(from, to)
     }
 }

@@ -1,0 +1,184 @@
+//! What the schedulers of this crate have in common: configurable noise levels, and JSON.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::levels::{Grid, Levels, SigmaSchedule};
+use super::{Scheduler, Solver};
+use crate::config::{parse, require_defaults};
+use crate::denoise::NoiseSchedule;
+use crate::error::{Error, Result};
+use crate::rng::NoiseKind;
+
+/// Where errors say that a field stands.
+const PLACE: &str = "scheduler config";
+
+/// A scheduler with configurable noise levels: all those of this crate.
+pub trait WithLevels: Sized {
+    /// The noise levels.
+    fn levels(&self) -> &Levels;
+
+    /// The noise levels, to change them.
+    fn levels_mut(&mut self) -> &mut Levels;
+
+    /// With another curve of noise levels.
+    fn sigma_schedule(mut self, sigma_schedule: SigmaSchedule) -> Self {
+        self.levels_mut().sigma_schedule = sigma_schedule;
+        self
+    }
+
+    /// With Karras et al.'s noise levels, the most used curve.
+    fn karras(self) -> Self {
+        self.sigma_schedule(SigmaSchedule::Karras)
+    }
+}
+
+/// An algorithm over [`Levels`]. Its fields are those of a `scheduler_config.json`.
+pub(super) trait Algorithm:
+    WithLevels + Serialize + DeserializeOwned + fmt::Debug + Send + Sync + 'static
+{
+    /// The class in configurations, diffusers' where it has one.
+    const CLASS: &'static str;
+    /// How its reference lays out the levels.
+    const GRID: Grid;
+    /// Whether the class has `timestep_spacing` and `steps_offset`.
+    const HAS_SPACING: bool = true;
+    /// Whether the class has `use_karras_sigmas` and the like. Those of a model that was saved with another
+    /// class do not count then; `sigma_schedule` always does.
+    const HAS_CURVES: bool = true;
+    /// Whether the class has `final_sigmas_type`.
+    const HAS_END: bool = true;
+
+    /// What the class has where a configuration is silent.
+    fn class_defaults() -> Self;
+
+    /// Options of the class that would change the picture and are not known here, each with the one value
+    /// that is.
+    fn unknown_options() -> Vec<(&'static str, Value)> {
+        Vec::new()
+    }
+
+    /// Fresh state for one run.
+    fn begin(&self) -> Box<dyn Solver>;
+
+    /// Refuses fields out of range.
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn plan(&self, noise: &NoiseSchedule, num_steps: usize) -> Result<Vec<f64>> {
+        self.levels().plan(Self::GRID, noise, num_steps)
+    }
+
+    fn told_timestep(&self, noise: &NoiseSchedule, sigma: f64) -> f64 {
+        self.levels().timestep(Self::GRID, noise, sigma)
+    }
+
+    fn fresh_noise(&self) -> NoiseKind {
+        NoiseKind::Gaussian
+    }
+
+    fn plan_rises(&self) -> bool {
+        false
+    }
+
+    fn takes_unconditional(&self) -> bool {
+        false
+    }
+}
+
+impl<A: Algorithm> Scheduler for A {
+    fn sigmas(&self, noise: &NoiseSchedule, num_steps: usize) -> Result<Vec<f64>> {
+        self.check()?;
+        match num_steps {
+            0 => Err(Error::argument("num_steps", "at least 1", num_steps)),
+            _ => self.plan(noise, num_steps),
+        }
+    }
+
+    fn solver(&self) -> Box<dyn Solver> {
+        self.begin()
+    }
+
+    fn timestep(&self, noise: &NoiseSchedule, sigma: f64) -> f64 {
+        self.told_timestep(noise, sigma)
+    }
+
+    fn init_noise_sigma(&self, noise: &NoiseSchedule, sigma_max: f64) -> f64 {
+        self.levels().init_noise_sigma(A::GRID, noise, sigma_max)
+    }
+
+    fn final_scale(&self, noise: &NoiseSchedule, sigma_last: f64) -> f64 {
+        self.levels().final_scale(A::GRID, noise, sigma_last)
+    }
+
+    fn noise_kind(&self) -> NoiseKind {
+        self.fresh_noise()
+    }
+
+    fn may_rise(&self) -> bool {
+        self.plan_rises()
+    }
+
+    fn needs_unconditional(&self) -> bool {
+        self.takes_unconditional()
+    }
+
+    fn config(&self) -> Option<Value> {
+        let mut config = serde_json::to_value(self).ok()?;
+        config["_class_name"] = A::CLASS.into();
+        Some(config)
+    }
+}
+
+/// Reads a configuration: fields that are absent or null are the class's own.
+pub(super) fn from_fields<A: Algorithm>(config: &Value) -> Result<Arc<dyn Scheduler>> {
+    require_defaults(A::CLASS, config, &A::unknown_options())?;
+    let mut fields = serde_json::to_value(A::class_defaults()).map_err(Error::custom)?;
+    if let (Some(fields), Some(given)) = (fields.as_object_mut(), config.as_object()) {
+        if given.contains_key("sigma_schedule") {
+            fields.retain(|name, _| !is_curve_flag(name));
+        }
+        let given = given
+            .iter()
+            .filter(|(name, value)| !value.is_null() && has_option::<A>(name));
+        fields.extend(given.map(|(name, value)| (name.clone(), value.clone())));
+    }
+    let algorithm: A = parse(Path::new(PLACE), &fields)?;
+    algorithm.check()?;
+    Ok(Arc::new(algorithm))
+}
+
+fn has_option<A: Algorithm>(name: &str) -> bool {
+    match name {
+        "timestep_spacing" | "steps_offset" => A::HAS_SPACING,
+        "final_sigmas_type" => A::HAS_END,
+        name => A::HAS_CURVES || !is_curve_flag(name),
+    }
+}
+
+/// Whether a field is one of diffusers' ways to choose a curve.
+pub(super) fn is_curve_flag(name: &str) -> bool {
+    name.starts_with("use_") && (name.ends_with("_sigmas") || name.ends_with("_lambdas"))
+}
+
+/// Gives a scheduler its levels.
+macro_rules! with_levels {
+    ($($name:ty),+ $(,)?) => {$(
+        impl $crate::scheduler::WithLevels for $name {
+            fn levels(&self) -> &$crate::scheduler::Levels {
+                &self.levels
+            }
+
+            fn levels_mut(&mut self) -> &mut $crate::scheduler::Levels {
+                &mut self.levels
+            }
+        }
+    )+};
+}
+pub(super) use with_levels;

@@ -1,0 +1,203 @@
+//! Solvers for distilled models: latent consistency and trajectory consistency.
+
+use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
+
+use super::algorithm::{Algorithm, with_levels};
+use super::levels::{Grid, Levels, TimestepSpacing};
+use super::limits::{ClipSample, Thresholding};
+use super::updates::{eta_of, noise_of, renoise};
+use super::{Solver, Step};
+use crate::denoise::NoiseSchedule;
+use crate::error::{Error, Result};
+
+/// LCM: jumps to clean latents and back to the next noise level; one evaluation a step, stochastic; 1 to 8
+/// steps with a distilled model. diffusers' `LCMScheduler`.
+///
+/// Source: Luo et al., "Latent Consistency Models", 2023, algorithm 3.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Lcm {
+    /// The noise levels; the model's own are those that it was distilled on.
+    #[serde(flatten)]
+    pub levels: Levels,
+    /// The steps of the schedule that the model was distilled on.
+    pub original_inference_steps: usize,
+    /// The factor of timesteps in the boundary condition.
+    pub timestep_scaling: f64,
+    /// Keeps the estimate in a fixed range.
+    #[serde(flatten)]
+    pub clip: ClipSample,
+    /// Keeps the estimate in the range of most of its values.
+    #[serde(flatten)]
+    pub thresholding: Thresholding,
+}
+
+impl Default for Lcm {
+    fn default() -> Self {
+        Self {
+            levels: Levels::spaced(TimestepSpacing::Leading, 0),
+            original_inference_steps: 50,
+            timestep_scaling: 10.0,
+            clip: ClipSample::OFF,
+            thresholding: Thresholding::OFF,
+        }
+    }
+}
+
+impl Algorithm for Lcm {
+    const CLASS: &'static str = "LCMScheduler";
+    const GRID: Grid = Grid::Whole;
+    const HAS_CURVES: bool = false;
+    const HAS_END: bool = false;
+
+    fn class_defaults() -> Self {
+        Self::default()
+    }
+
+    fn check(&self) -> Result<()> {
+        self.clip.check()?;
+        self.thresholding.check()
+    }
+
+    fn plan(&self, noise: &NoiseSchedule, num_steps: usize) -> Result<Vec<f64>> {
+        distilled_levels(
+            &self.levels,
+            noise,
+            self.original_inference_steps,
+            num_steps,
+            0.0,
+        )
+    }
+
+    fn begin(&self) -> Box<dyn Solver> {
+        let config = self.clone();
+        Box::new(move |step: &mut Step<'_>, latents: &Tensor| config.step(step, latents))
+    }
+}
+
+impl Lcm {
+    fn step(&self, step: &mut Step<'_>, latents: &Tensor) -> Result<Tensor> {
+        /// The standard deviation of clean latents in the boundary condition.
+        const SIGMA_DATA: f64 = 0.5;
+        let (sigma, next) = (step.sigma(), step.sigma_next());
+        let denoised = step.denoise(latents, sigma)?;
+        let limited = match self.thresholding.thresholding {
+            true => self.thresholding.apply(denoised)?,
+            false => self.clip.apply(denoised)?,
+        };
+        let scaled = step.timestep(sigma) * self.timestep_scaling;
+        let length = scaled.hypot(SIGMA_DATA);
+        let (skip, out) = ((SIGMA_DATA / length).powi(2), scaled / length);
+        // The boundary condition mixes in latents as the model takes them.
+        let skip = skip * step.schedule().input_scale(sigma);
+        let clean = step.combine(&[(out, &limited), (skip, latents)])?;
+        renoise(step, clean, (sigma, next), next)
+    }
+}
+
+/// TCD: jumps to a lower noise level along the trajectory and adds noise up to the next; one evaluation a
+/// step, deterministic at `eta` 0; 1 to 8 steps with a distilled model. diffusers' `TCDScheduler`.
+///
+/// Source: Zheng et al., "Trajectory Consistency Distillation", 2024, algorithm 4.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Tcd {
+    /// The noise levels; the model's own are those that it was distilled on.
+    #[serde(flatten)]
+    pub levels: Levels,
+    /// The steps of the schedule that the model was distilled on.
+    pub original_inference_steps: usize,
+    /// The share of each step's timesteps that is gone with fresh noise, from 0 to 1; a request's own comes
+    /// first.
+    pub eta: f64,
+}
+
+impl Default for Tcd {
+    fn default() -> Self {
+        Self {
+            levels: Levels::spaced(TimestepSpacing::Leading, 0),
+            original_inference_steps: 50,
+            eta: 0.3,
+        }
+    }
+}
+
+impl Algorithm for Tcd {
+    const CLASS: &'static str = "TCDScheduler";
+    const GRID: Grid = Grid::Whole;
+    const HAS_CURVES: bool = false;
+    const HAS_END: bool = false;
+
+    fn class_defaults() -> Self {
+        Self::default()
+    }
+
+    fn plan(&self, noise: &NoiseSchedule, num_steps: usize) -> Result<Vec<f64>> {
+        let last = noise.sigma_min();
+        distilled_levels(
+            &self.levels,
+            noise,
+            self.original_inference_steps,
+            num_steps,
+            last,
+        )
+    }
+
+    fn begin(&self) -> Box<dyn Solver> {
+        let (eta, is_native) = (self.eta, self.levels.is_native());
+        Box::new(move |step: &mut Step<'_>, latents: &Tensor| {
+            let (sigma, next) = (step.sigma(), step.sigma_next());
+            let eta = eta_of(step, eta)?;
+            let timestep = (1.0 - eta) * step.timestep(next);
+            // Levels of one's own are not those of whole timesteps.
+            let timestep = if is_native {
+                timestep.floor()
+            } else {
+                timestep
+            };
+            let down = match eta {
+                0.0 => next,
+                _ => step.schedule().sigma(timestep).min(next),
+            };
+            let denoised = step.denoise(latents, sigma)?;
+            let noise = noise_of(step, latents, &denoised, sigma)?;
+            let moved = step.combine(&[(1.0, &denoised), (down, &noise)])?;
+            let up = (next * next - down * down).max(0.0).sqrt();
+            renoise(step, moved, (sigma, next), up)
+        })
+    }
+}
+
+with_levels!(Lcm, Tcd);
+
+/// Evenly chosen from the levels of the distillation.
+fn distilled_levels(
+    levels: &Levels,
+    noise: &NoiseSchedule,
+    original_steps: usize,
+    num_steps: usize,
+    last: f64,
+) -> Result<Vec<f64>> {
+    if !levels.is_native() {
+        return levels.plan_to(Grid::Whole, noise, num_steps, last);
+    }
+    let total = noise.num_train_timesteps();
+    if !(1..=total).contains(&original_steps) {
+        let expected = format!("1 to {total}, the model's timesteps");
+        return Err(Error::argument(
+            "original_inference_steps",
+            expected,
+            original_steps,
+        ));
+    }
+    if num_steps > original_steps {
+        let expected = format!("1 to {original_steps}, the steps that the model was distilled on");
+        return Err(Error::argument("num_steps", expected, num_steps));
+    }
+    let stride = total / original_steps;
+    let mut sigmas: Vec<f64> = (0..num_steps)
+        .map(|i| original_steps - i * original_steps / num_steps)
+        .map(|place| noise.sigma((place * stride - 1) as f64))
+        .collect();
+    sigmas.push(last);
+    Ok(sigmas)
+}

@@ -1,0 +1,62 @@
+//! DPM-Solver++ of second order in single steps, ancestral.
+
+use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
+
+use super::algorithm::{Algorithm, with_levels};
+use super::levels::{Grid, Levels, SigmaSchedule};
+use super::updates::{ancestral, eta_of, renoise, straight};
+use super::{Solver, Step};
+
+/// DPM++ 2S a: second order, two evaluations a step, stochastic. k-diffusion's
+/// `sample_dpmpp_2s_ancestral`.
+///
+/// Source: Lu et al., "DPM-Solver++", 2022, algorithm 1 with r = 1/2; Katherine Crowson's k-diffusion for
+/// the ancestral step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DpmPp2sAncestral {
+    /// The noise levels.
+    #[serde(flatten)]
+    pub levels: Levels,
+    /// The share of fresh noise in each step, from 0 to 1; a request's own comes first.
+    pub eta: f64,
+    /// The standard deviation of the fresh noise, about 1.
+    pub s_noise: f64,
+}
+
+impl Default for DpmPp2sAncestral {
+    fn default() -> Self {
+        Self {
+            levels: Levels::new(SigmaSchedule::Native),
+            eta: 1.0,
+            s_noise: 1.0,
+        }
+    }
+}
+
+impl Algorithm for DpmPp2sAncestral {
+    const CLASS: &'static str = "DPMPP2SAncestralScheduler";
+    const GRID: Grid = Grid::Fractional;
+
+    fn class_defaults() -> Self {
+        Self::default()
+    }
+
+    fn begin(&self) -> Box<dyn Solver> {
+        let Self { eta, s_noise, .. } = *self;
+        Box::new(move |step: &mut Step<'_>, latents: &Tensor| {
+            let (sigma, next) = (step.sigma(), step.sigma_next());
+            let (down, up) = ancestral(sigma, next, eta_of(step, eta)?);
+            let mut denoised = step.denoise(latents, sigma)?;
+            if down > 0.0 {
+                let middle = (sigma * down).sqrt();
+                let halfway = straight(step, latents, &denoised, sigma, middle)?;
+                denoised = step.denoise(&halfway, middle)?;
+            }
+            let moved = straight(step, latents, &denoised, sigma, down)?;
+            renoise(step, moved, (sigma, next), up * s_noise)
+        })
+    }
+}
+
+with_levels!(DpmPp2sAncestral);

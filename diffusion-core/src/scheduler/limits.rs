@@ -1,0 +1,112 @@
+//! Limits on the estimate of the clean latents.
+
+use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// Keeps an estimate of the clean latents in a fixed range.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct ClipSample {
+    /// Whether the estimate is clamped.
+    pub clip_sample: bool,
+    /// The bound of that clamping, above 0.
+    pub clip_sample_range: f64,
+}
+
+impl ClipSample {
+    /// No clamping.
+    pub const OFF: Self = Self {
+        clip_sample: false,
+        clip_sample_range: 1.0,
+    };
+
+    pub(super) fn apply(&self, denoised: Tensor) -> Result<Tensor> {
+        let range = self.clip_sample_range as f32;
+        Ok(match self.clip_sample {
+            true => denoised.clamp(-range, range)?,
+            false => denoised,
+        })
+    }
+
+    pub(super) fn check(&self) -> Result<()> {
+        match self.clip_sample_range > 0.0 {
+            true => Ok(()),
+            false => {
+                let (expected, found) = ("a number above 0", self.clip_sample_range);
+                Err(Error::argument("clip_sample_range", expected, found))
+            }
+        }
+    }
+}
+
+/// Keeps an estimate of the clean latents in the range of most of its values, scaled to 1. For models in
+/// pixels; it harms latents.
+///
+/// Source: Saharia et al., "Photorealistic Text-to-Image Diffusion Models with Deep Language
+/// Understanding", 2022, section 2.3.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Thresholding {
+    /// Whether the estimate is thresholded.
+    pub thresholding: bool,
+    /// The share of values that stay as they are, from 0 to 1.
+    pub dynamic_thresholding_ratio: f64,
+    /// The highest bound, above 0. Below it the bound is at least 1.
+    pub sample_max_value: f64,
+}
+
+impl Thresholding {
+    /// No thresholding.
+    pub const OFF: Self = Self {
+        thresholding: false,
+        dynamic_thresholding_ratio: 0.995,
+        sample_max_value: 1.0,
+    };
+
+    pub(super) fn apply(&self, denoised: Tensor) -> Result<Tensor> {
+        if !self.thresholding {
+            return Ok(denoised);
+        }
+        let images = denoised.dim(0)?;
+        let images: Vec<Tensor> = (0..images)
+            .map(|i| {
+                let image = denoised.narrow(0, i, 1)?;
+                let bound = self.bound(&image)?;
+                Ok((image.clamp(-bound, bound)? / f64::from(bound))?)
+            })
+            .collect::<Result<_>>()?;
+        Ok(Tensor::cat(&images, 0)?)
+    }
+
+    /// The quantile of the magnitudes, on the straight line between the two nearest.
+    fn bound(&self, image: &Tensor) -> Result<f32> {
+        let mut values = image.abs()?.flatten_all()?.to_vec1::<f32>()?;
+        values.sort_by(f32::total_cmp);
+        let Some(last) = values.len().checked_sub(1) else {
+            return Ok(1.0);
+        };
+        let place = self.dynamic_thresholding_ratio * last as f64;
+        let low = (place as usize).min(last);
+        let high = values[(low + 1).min(last)];
+        let quantile = values[low] + (high - values[low]) * (place - low as f64) as f32;
+        Ok(quantile.max(1.0).min(self.sample_max_value as f32))
+    }
+
+    pub(super) fn check(&self) -> Result<()> {
+        if !(0.0..=1.0).contains(&self.dynamic_thresholding_ratio) {
+            let found = self.dynamic_thresholding_ratio;
+            return Err(Error::argument(
+                "dynamic_thresholding_ratio",
+                "0 to 1",
+                found,
+            ));
+        }
+        match self.sample_max_value > 0.0 {
+            true => Ok(()),
+            false => {
+                let (expected, found) = ("a number above 0", self.sample_max_value);
+                Err(Error::argument("sample_max_value", expected, found))
+            }
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! Updates between whole timesteps, as the classes of diffusers label them.
+
+use candle_core::Tensor;
+
+use super::Step;
+use super::levels::Levels;
+use crate::denoise::NoiseSchedule;
+use crate::error::Result;
+
+/// The noise level of a timestep; `last` where it is below the model's first.
+pub(super) fn sigma_at(noise: &NoiseSchedule, timestep: f64, last: f64) -> f64 {
+    match timestep < 0.0 {
+        true => last,
+        false => noise.sigma(timestep),
+    }
+}
+
+/// How many timesteps the published updates go at once: always whole strides, whatever the spacing.
+pub(super) fn stride(step: &Step<'_>) -> f64 {
+    (step.schedule().num_train_timesteps() / step.num_steps()) as f64
+}
+
+/// The noise level that the published update aims at: always one whole stride on, where spacings other
+/// than `leading`, or step counts that do not divide the timesteps, take the next step from a slightly
+/// different timestep. diffusers does so, and its pictures are the measure.
+pub(super) fn target(levels: &Levels, step: &Step<'_>, last: f64) -> f64 {
+    match levels.is_native() {
+        true => {
+            let timestep = step.timestep(step.sigma()) - stride(step);
+            sigma_at(step.schedule(), timestep, last)
+        }
+        false => step.sigma_next(),
+    }
+}
+
+/// The factor that gives latents, which stay as they are in the scale that models take, another noise
+/// level.
+pub(super) fn relabel(noise: &NoiseSchedule, from: f64, to: f64) -> f64 {
+    match from == to {
+        true => 1.0,
+        false => noise.input_scale(from) / noise.input_scale(to),
+    }
+}
+
+/// Latents under another noise level.
+pub(super) fn relabelled(step: &Step<'_>, latents: &Tensor, from: f64, to: f64) -> Result<Tensor> {
+    step.combine(&[(relabel(step.schedule(), from, to), latents)])
+}

@@ -1,0 +1,247 @@
+//! Schedulers by every name that they have, and settings of one's own.
+
+use std::ops::ControlFlow;
+
+use diffusion_core::denoise::{NoiseSchedule, NoiseScheduleConfig};
+use diffusion_core::scheduler::{
+    Sampler, SigmaSchedule, entries, from_config, from_name, sigma_schedule,
+};
+use diffusion_core::{ErrorKind, GenerateRequest, Scheduler};
+use diffusion_tests::{TestResult, emoji_pipeline};
+use serde_json::{Value, json};
+
+fn stable_diffusion() -> TestResult<NoiseSchedule> {
+    Ok(NoiseSchedule::new(&NoiseScheduleConfig::stable_diffusion())?)
+}
+
+fn config_of(name: &str) -> TestResult<Value> {
+    let scheduler = from_name(name, &json!({})).map_err(|e| format!("{name}: {e}"))?;
+    Ok(scheduler.config().ok_or("no config")?)
+}
+
+#[test]
+fn short_names_labels_and_classes() -> TestResult {
+    for entry in entries() {
+        for name in [&[entry.name, entry.class], entry.labels].concat() {
+            assert_eq!(config_of(name)?["_class_name"], entry.class, "{name}");
+        }
+    }
+    for (name, class, curve) in [
+        ("DPM++ 2M Karras", "DPMSolverMultistepScheduler", "karras"),
+        ("DPM++ SDE Karras", "DPMSolverSDEScheduler", "karras"),
+        (
+            "DPM++ 2M SDE Exponential",
+            "DPMPPMultistepSDEScheduler",
+            "exponential",
+        ),
+        (
+            "DPM++ 3M SDE Karras",
+            "DPMPPMultistepSDEScheduler",
+            "karras",
+        ),
+        ("DPM++ 2S a Karras", "DPMPP2SAncestralScheduler", "karras"),
+        ("DPM2 a Karras", "KDPM2AncestralDiscreteScheduler", "karras"),
+        ("LMS Karras", "LMSDiscreteScheduler", "karras"),
+        (
+            "Euler a SGM Uniform",
+            "EulerAncestralDiscreteScheduler",
+            "sgm_uniform",
+        ),
+        (
+            "Euler Align Your Steps",
+            "EulerDiscreteScheduler",
+            "align_your_steps",
+        ),
+        (
+            "k_dpmpp_2m-kl_optimal",
+            "DPMSolverMultistepScheduler",
+            "kl_optimal",
+        ),
+        (
+            "dpmpp_2m_sde_heun_polyexponential",
+            "DPMPPMultistepSDEScheduler",
+            "polyexponential",
+        ),
+        ("ddim_uniform", "DDIMScheduler", "native"),
+        ("heun_ddim_uniform", "HeunDiscreteScheduler", "ddim_uniform"),
+        ("uni_pc_bh2_beta", "UniPCMultistepScheduler", "beta"),
+    ] {
+        let config = config_of(name)?;
+        assert_eq!(config["_class_name"], class, "{name}");
+        let found = config["sigma_schedule"].as_str().unwrap_or_default();
+        assert_eq!(found, curve, "{name}");
+    }
+    assert_eq!(config_of("DPM++ 3M")?["solver_order"], 3);
+    assert_eq!(config_of("uni_pc")?["solver_type"], "bh1");
+    assert_eq!(config_of("euler_ancestral_cfg_pp")?["eta"], 1.0);
+    Ok(())
+}
+
+#[test]
+fn unknown_names_are_answered_with_the_nearest() {
+    for (name, nearest) in [
+        ("dpmpp2m", "dpmpp_2m"),
+        ("eular a", "Euler a"),
+        ("DPM++ 2M Karas", "dpmpp_2m"),
+        ("unipic", "unipc"),
+        ("", "did you mean"),
+        ("_", "did you mean"),
+        ("++", "did you mean"),
+        ("karras", "did you mean"),
+        ("é_ö_karras", "did you mean"),
+    ] {
+        let error = from_name(name, &json!({})).expect_err(name);
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{name}");
+        assert!(error.to_string().contains(nearest), "{name}: {error}");
+    }
+    let error = from_config(&json!({"_class_name": "EulerDiscretScheduler"})).expect_err("class");
+    assert!(
+        error.to_string().contains("EulerDiscreteScheduler"),
+        "{error}"
+    );
+    let error = sigma_schedule("karas").expect_err("curve");
+    assert!(error.to_string().contains("karras"), "{error}");
+}
+
+#[test]
+fn settings_become_json_and_come_back() -> TestResult {
+    let own = json!({"timestep_spacing": "trailing", "steps_offset": 3, "eta": 0.25, "rho": 5.0});
+    for entry in entries() {
+        for curve in SigmaSchedule::NAMED.map(|(name, _)| name) {
+            let scheduler = from_name(&format!("{}_{curve}", entry.name), &own)?;
+            let config = scheduler.config().ok_or("no config")?;
+            let again = from_config(&config)?;
+            assert_eq!(format!("{scheduler:?}"), format!("{again:?}"));
+        }
+    }
+    let listed = from_name("euler", &json!({"sigmas": [9.0, 2.0, 0.0]}))?;
+    let again = from_config(&listed.config().ok_or("no config")?)?;
+    assert_eq!(again.sigmas(&stable_diffusion()?, 7)?, [9.0, 2.0, 0.0]);
+    Ok(())
+}
+
+#[test]
+fn any_number_of_steps_has_a_plan_or_an_error() -> TestResult {
+    let pipe = emoji_pipeline()?;
+    for noise in [pipe.noise_schedule(), &stable_diffusion()?] {
+        for entry in entries() {
+            for curve in SigmaSchedule::NAMED.map(|(name, _)| name) {
+                let spacings = ["leading", "linspace", "trailing"];
+                let is_spaced = curve == "native" || entry.name == "euler";
+                for spacing in &spacings[..if is_spaced { 3 } else { 1 }] {
+                    let config = json!({"timestep_spacing": spacing, "steps_offset": 1});
+                    let name = format!("{}_{curve}", entry.name);
+                    let scheduler = from_name(&name, &config)?;
+                    for steps in [0, 1, 2, 3, 7, 30, 333, 1000, 1001] {
+                        assert_plan(&name, &scheduler, noise, steps);
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn assert_plan(name: &str, scheduler: &dyn Scheduler, schedule: &NoiseSchedule, steps: usize) {
+    let sampler = Sampler {
+        scheduler,
+        schedule,
+        num_steps: steps,
+        eta: None,
+    };
+    match sampler.sigmas() {
+        Ok(sigmas) => assert!(sigmas.len() >= 2, "{name} {steps}"),
+        Err(error) => {
+            let text = error.to_string();
+            assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{name} {steps}");
+            // Beyond the model's timesteps; or few that the distilled model knows.
+            assert!(
+                text.contains("num_steps") && steps != 1,
+                "{name} {steps}: {text}"
+            );
+        }
+    }
+    // Without the checks of a run.
+    let _ = scheduler.sigmas(schedule, steps);
+}
+
+#[test]
+fn fields_out_of_range() {
+    for (class, field, value) in [
+        ("DPMSolverMultistepScheduler", "solver_order", json!(0)),
+        ("DPMSolverMultistepScheduler", "solver_order", json!(4)),
+        (
+            "DPMSolverSinglestepScheduler",
+            "algorithm_type",
+            json!("sde-dpmsolver"),
+        ),
+        ("UniPCMultistepScheduler", "solver_order", json!(9)),
+        ("DEISMultistepScheduler", "solver_order", json!(0)),
+        ("SASolverScheduler", "corrector_order", json!(0)),
+        ("LMSDiscreteScheduler", "order", json!(5)),
+        ("IPNDMScheduler", "max_order", json!(0)),
+        ("DDIMScheduler", "clip_sample_range", json!(-1.0)),
+        ("DDIMScheduler", "dynamic_thresholding_ratio", json!(2.0)),
+        ("DDPMScheduler", "sample_max_value", json!(0.0)),
+        ("DPMAdaptiveScheduler", "rtol", json!(0.0)),
+        ("DPMAdaptiveScheduler", "solver_order", json!(1)),
+    ] {
+        let error = from_config(&json!({"_class_name": class, field: value})).expect_err(field);
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{class} {error}");
+    }
+    for (class, field, value) in [
+        (
+            "EulerDiscreteScheduler",
+            "interpolation_type",
+            json!("log_linear"),
+        ),
+        ("UniPCMultistepScheduler", "solver_p", json!({})),
+        ("EulerDiscreteScheduler", "sigma_schedule", json!("none")),
+        ("EulerDiscreteScheduler", "timestep_spacing", json!("odd")),
+        ("DDPMScheduler", "variance_type", json!("learned")),
+        ("LCMScheduler", "original_inference_steps", json!(-1)),
+    ] {
+        let config = json!({"_class_name": class, field: value});
+        assert!(from_config(&config).is_err(), "{config}");
+    }
+    let both = json!({
+        "_class_name": "EulerDiscreteScheduler",
+        "use_karras_sigmas": true,
+        "use_beta_sigmas": true,
+    });
+    assert!(from_config(&both).is_err());
+}
+
+#[test]
+fn lists_of_one_s_own() -> TestResult {
+    let pipe = emoji_pipeline()?;
+    let run = |name: &str, list: &str, values: Value| {
+        let config = json!({list: values});
+        let request = GenerateRequest::txt2img("a red heart, flat style")
+            .scheduler(from_name(name, &config)?)
+            .num_steps(20)
+            .seed(1);
+        let mut steps = 0;
+        pipe.generate_latents(&request, &mut |progress| {
+            steps = progress.num_steps;
+            ControlFlow::Continue(())
+        })?;
+        Ok::<usize, diffusion_core::Error>(steps)
+    };
+    assert_eq!(run("euler", "sigmas", json!([14.6, 3.0, 0.5, 0.0]))?, 3);
+    assert_eq!(run("ddim", "timesteps", json!([999, 500, 100]))?, 3);
+    for values in [
+        json!([]),
+        json!([1.0]),
+        json!([1.0, 2.0]),
+        json!([3.0, 0.0, 0.0]),
+        json!([3.0, -1.0]),
+    ] {
+        let error = run("dpmpp_2m", "sigmas", values.clone()).expect_err("a bad list");
+        assert!(
+            matches!(error.kind(), ErrorKind::InvalidArgument | ErrorKind::Format),
+            "{values}: {error}"
+        );
+    }
+    Ok(())
+}
