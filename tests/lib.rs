@@ -1,5 +1,7 @@
 //! What the tests share: golden files and the measure of closeness.
 
+pub mod conformance;
+
 use std::collections::HashMap;
 use std::error::Error;
 use std::path::{Path, PathBuf};

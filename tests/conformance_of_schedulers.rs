@@ -1,0 +1,340 @@
+//! Every scheduler of the table passes the conformance battery, and broken ones do not.
+
+#[path = "../examples/custom_scheduler.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod custom_scheduler;
+
+use std::sync::{Arc, Mutex};
+
+use custom_scheduler::Ralston;
+use diffusion_core::scheduler::{Entry, entries, from_config, from_name, karras_sigmas};
+use diffusion_core::{NoiseSchedule, Result, Scheduler, Solver, Step, Tensor};
+use diffusion_tests::TestResult;
+use diffusion_tests::conformance::{self, Check, Expected, Report, Run, bits};
+use serde_json::{Value, json};
+
+/// A scheduler under test.
+struct Subject {
+    name: String,
+    scheduler: Arc<dyn Scheduler>,
+    expected: Expected,
+}
+
+/// What an entry is built with.
+fn config(entry: &Entry) -> Value {
+    match entry.name {
+        // The battery's clean latents are not within the range that these classes clip to by default.
+        "ddim" | "ddim_inverse" | "ddpm" => json!({"clip_sample": false}),
+        // By default its errors are what its tolerance allows, which is the battery's bound.
+        "dpm_adaptive" => json!({"rtol": 0.01}),
+        _ => json!({}),
+    }
+}
+
+/// Settings that make an entry deterministic if it is stochastic by default, and the other way round, if it
+/// has any.
+fn other_noise(entry: &Entry) -> Option<Value> {
+    match entry.name {
+        "sa_solver" => Some(json!({"tau": 0.0})),
+        // Levels between which there is nothing to go back to.
+        "restart" => Some(json!({"restart_sigma_min": 1.0, "restart_sigma_max": 1.0})),
+        // The names say it.
+        "euler_cfg_pp" | "res_multistep" => None,
+        "euler_ancestral_cfg_pp" | "res_multistep_ancestral" => None,
+        name => {
+            let own = from_name(name, &config(entry)).ok()?.config()?;
+            own.get("eta")?;
+            Some(json!({"eta": if entry.is_stochastic { 0.0 } else { 1.0 }}))
+        }
+    }
+}
+
+fn schedule_of(entry: &Entry) -> Result<Option<NoiseSchedule>> {
+    let class = match entry.class {
+        class if class.starts_with("FlowMatch") => "FlowMatchEulerDiscreteScheduler",
+        class if class.starts_with("EDM") => "EDMEulerScheduler",
+        _ => return Ok(None),
+    };
+    NoiseSchedule::from_json(&json!({"_class_name": class, "shift": 3.0})).map(Some)
+}
+
+fn expected(entry: &Entry, is_native: bool, is_stochastic: bool) -> TestResult<Expected> {
+    let order = match entry.name {
+        // The walk of each of its steps adapts; see `loose_tolerances_leave_steps_of_third_order`.
+        "dpm_adaptive" => None,
+        // On the model's own levels these take strides of whole timesteps, whatever the plan.
+        "ddim" | "pndm" | "plms" | "tcd" if is_native => None,
+        _ => (entry.order > 0).then_some(f64::from(entry.order)),
+    };
+    let mut expected = Expected::new(order)?;
+    expected.is_stochastic = is_stochastic;
+    expected.couples_batch = entry.name == "dpm_adaptive";
+    expected.is_distilled = entry.name == "lcm";
+    if matches!(entry.name, "lcm" | "tcd") {
+        expected.max_steps = 50;
+    }
+    if entry.name == "tcd" {
+        // A share of each step's way stays, however many steps there are: an exact recursion of the
+        // published algorithm over the battery's model gives a variance of 0.82.
+        expected.variance_error = 0.2;
+    }
+    if let Some(schedule) = schedule_of(entry)? {
+        expected.schedule = schedule;
+    }
+    Ok(expected)
+}
+
+/// An entry, and the same with Karras's levels where those are others than its own.
+fn push(
+    subjects: &mut Vec<Subject>,
+    entry: &Entry,
+    (suffix, config): (&str, &Value),
+    is_stochastic: bool,
+) -> TestResult {
+    let native = from_name(entry.name, config)?;
+    let karras = from_name(&format!("{}_karras", entry.name), config)?;
+    let expected_native = expected(entry, true, is_stochastic)?;
+    let levels = |s: &Arc<dyn Scheduler>| s.sigmas(&expected_native.schedule, 20);
+    if levels(&karras)? != levels(&native)? {
+        subjects.push(Subject {
+            name: format!("{}_karras{suffix}", entry.name),
+            scheduler: karras,
+            expected: expected(entry, false, is_stochastic)?,
+        });
+    }
+    subjects.push(Subject {
+        name: format!("{}{suffix}", entry.name),
+        scheduler: native,
+        expected: expected_native,
+    });
+    Ok(())
+}
+
+/// Every entry of the table, as it is and with more or less fresh noise.
+fn subjects() -> TestResult<Vec<Subject>> {
+    let mut subjects = Vec::new();
+    for entry in entries() {
+        let own = config(entry);
+        push(&mut subjects, entry, ("", &own), entry.is_stochastic)?;
+        if let Some(Value::Object(other)) = other_noise(entry) {
+            let suffix = format!(" {}", Value::Object(other.clone()));
+            let mut fields = own.as_object().cloned().unwrap_or_default();
+            fields.extend(other);
+            let config = (suffix.as_str(), &Value::Object(fields));
+            push(&mut subjects, entry, config, !entry.is_stochastic)?;
+        }
+    }
+    Ok(subjects)
+}
+
+/// Runs one check on everything, and fails with all failures.
+fn all(check: Check) -> TestResult {
+    let mut failures = Vec::new();
+    for Subject {
+        name,
+        scheduler,
+        expected,
+    } in subjects()?
+    {
+        match check(&scheduler, &expected) {
+            Ok(measured) => println!("{name}: {measured}"),
+            Err(error) => failures.push(format!("{name}: {error}")),
+        }
+    }
+    match failures.is_empty() {
+        true => Ok(()),
+        false => Err(format!("{} failures\n{}", failures.len(), failures.join("\n")).into()),
+    }
+}
+
+#[test]
+fn order() -> TestResult {
+    all(conformance::order)
+}
+
+#[test]
+fn agreement() -> TestResult {
+    all(conformance::agreement)
+}
+
+#[test]
+fn variance() -> TestResult {
+    all(conformance::variance)
+}
+
+#[test]
+fn determinism() -> TestResult {
+    all(conformance::determinism)
+}
+
+#[test]
+fn batch() -> TestResult {
+    all(conformance::batch)
+}
+
+#[test]
+fn threads() -> TestResult {
+    all(conformance::threads)
+}
+
+#[test]
+fn cancel() -> TestResult {
+    all(conformance::cancel)
+}
+
+#[test]
+fn step_counts() -> TestResult {
+    all(conformance::step_counts)
+}
+
+/// Where no step is refused, the steps are those of the plan.
+#[test]
+fn loose_tolerances_leave_steps_of_third_order() -> TestResult {
+    let scheduler = from_name(
+        "dpm_adaptive",
+        &json!({"rtol": 1e9, "atol": 1e9, "h_init": 1e9}),
+    )?;
+    let measured = conformance::order(&scheduler, &Expected::new(Some(3.0))?)?;
+    println!("{measured}");
+    Ok(())
+}
+
+/// A request's `eta` comes before the scheduler's own.
+#[test]
+fn eta_of_a_request_is_that_of_the_configuration() -> TestResult {
+    for entry in entries()
+        .iter()
+        .filter(|entry| entry.name != "dpm_adaptive")
+    {
+        let Some(mut config) = from_name(entry.name, &config(entry))?.config() else {
+            return Err(format!("{} has no configuration", entry.name).into());
+        };
+        if config.get("eta").is_none() {
+            continue;
+        }
+        let expected = expected(entry, true, true)?;
+        for eta in [0.0, 0.5] {
+            config["eta"] = eta.into();
+            let set = bits(&Run::new(&from_config(&config)?, &expected, 20).finish()?)?;
+            config["eta"] = 0.25.into();
+            let scheduler = from_config(&config)?;
+            let mut run = Run::new(&scheduler, &expected, 20);
+            run.eta = Some(eta);
+            assert_eq!(bits(&run.finish()?)?, set, "{} at {eta}", entry.name);
+        }
+    }
+    Ok(())
+}
+
+/// The example of a scheduler outside the crate.
+#[test]
+fn the_custom_scheduler_passes() -> TestResult {
+    let report = Report::of(&Ralston, &Expected::new(Some(3.0))?);
+    println!("{report}");
+    conformance::check(&Ralston, &Expected::new(Some(3.0))?)
+}
+
+/// How [`Euler`] goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Fault {
+    None,
+    /// Goes a little too far.
+    Overshoots,
+    /// The scheduler remembers the last estimate, from run to run.
+    Remembers,
+    /// Draws noise that belongs to no seed and no level.
+    AddsNoise,
+    /// Takes the mean of the batch for each picture.
+    Mixes,
+    /// Plans a level that is no number, in runs of three steps.
+    CannotCountToThree,
+}
+
+/// Euler's method with a closure as solver.
+#[derive(Debug)]
+struct Euler {
+    fault: Fault,
+    last: Arc<Mutex<Option<Tensor>>>,
+}
+
+impl Euler {
+    fn new(fault: Fault) -> Self {
+        let last = Arc::default();
+        Self { fault, last }
+    }
+}
+
+impl Scheduler for Euler {
+    fn sigmas(&self, noise: &NoiseSchedule, num_steps: usize) -> Result<Vec<f64>> {
+        let mut sigmas = karras_sigmas(noise.sigma_min(), noise.sigma_max(), num_steps);
+        if self.fault != Fault::CannotCountToThree || num_steps != 3 {
+            sigmas.push(0.0);
+        } else {
+            sigmas[1] = f64::NAN;
+        }
+        Ok(sigmas)
+    }
+
+    fn solver(&self) -> Box<dyn Solver> {
+        let (fault, last) = (self.fault, self.last.clone());
+        Box::new(move |step: &mut Step<'_>, latents: &Tensor| {
+            let (sigma, next) = (step.sigma(), step.sigma_next());
+            let mut denoised = step.denoise(latents, sigma)?;
+            if fault == Fault::Mixes {
+                let mean = denoised.mean_keepdim(0)?;
+                denoised = mean.broadcast_as(denoised.shape())?.contiguous()?;
+            }
+            let mut keep = next / sigma;
+            if fault == Fault::Overshoots {
+                keep *= 1.02;
+            }
+            let moved = step.combine(&[(keep, latents), (1.0 - keep, &denoised)])?;
+            match (fault, last.lock()) {
+                (Fault::Remembers, Ok(mut last)) => {
+                    let before = last.replace(denoised.clone());
+                    let fits = |before: &Tensor| before.dims() == denoised.dims();
+                    let before = before.filter(fits).unwrap_or(denoised);
+                    step.combine(&[(0.99, &moved), (0.01, &before)])
+                }
+                (Fault::AddsNoise, _) => {
+                    let noise = step.noise(sigma, next)?;
+                    step.combine(&[(1.0, &moved), (0.3, &noise)])
+                }
+                _ => Ok(moved),
+            }
+        })
+    }
+}
+
+#[test]
+fn a_closure_passes() -> TestResult {
+    conformance::check(&Euler::new(Fault::None), &Expected::new(Some(1.0))?)
+}
+
+/// The names of the checks that a faulty scheduler fails.
+fn failed(fault: Fault, expected: &Expected) -> Vec<&'static str> {
+    let report = Report::of(&Euler::new(fault), expected);
+    println!("{fault:?}\n{report}");
+    report.failed()
+}
+
+#[test]
+fn broken_schedulers_fail() -> TestResult {
+    let first = Expected::new(Some(1.0))?;
+    assert_eq!(failed(Fault::None, &Expected::new(Some(2.0))?), ["order"]);
+    assert_eq!(failed(Fault::Overshoots, &first), ["order", "agreement"]);
+    let remembers = failed(Fault::Remembers, &first);
+    for check in ["determinism", "batch", "threads", "cancel"] {
+        assert!(remembers.contains(&check), "{check}: {remembers:?}");
+    }
+    assert!(failed(Fault::AddsNoise, &first).contains(&"determinism"));
+    let stochastic = Expected {
+        is_stochastic: true,
+        ..first.clone()
+    };
+    assert_eq!(failed(Fault::AddsNoise, &stochastic), ["variance"]);
+    assert_eq!(failed(Fault::None, &stochastic), ["determinism"]);
+    assert_eq!(failed(Fault::Mixes, &first), ["batch"]);
+    assert_eq!(failed(Fault::CannotCountToThree, &first), ["step_counts"]);
+    Ok(())
+}
