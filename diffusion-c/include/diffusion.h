@@ -223,12 +223,12 @@ typedef struct dfn_generate_params {
     double guidance_scale;
     /**
      * The share of fresh noise in each step, from 0 to 1, where `has_eta` is 1 and the scheduler has one
-     * (DDIM); where `has_eta` is 0 it must be 0.
+     * (DDIM, TCD, the ancestral ones, those of stochastic equations); where `has_eta` is 0 it must be 0.
      */
     double eta;
     /**
-     * A name ("ddim", "euler", "dpmpp_2m", each with "_karras" at its end if wanted), or the JSON text
-     * of a diffusers scheduler_config.json, known by its `{`. NULL: the model's own.
+     * A name of docs/SCHEDULERS.md ("ddim", "DPM++ 2M Karras", "euler_sgm_uniform"), or the JSON text of a
+     * diffusers scheduler_config.json, known by its `{`. NULL: the model's own.
      */
     const char *scheduler;
     /**

@@ -69,10 +69,10 @@ pub struct dfn_generate_params {
     /// in half the time. Default: 7.5.
     pub guidance_scale: f64,
     /// The share of fresh noise in each step, from 0 to 1, where `has_eta` is 1 and the scheduler has one
-    /// (DDIM); where `has_eta` is 0 it must be 0.
+    /// (DDIM, TCD, the ancestral ones, those of stochastic equations); where `has_eta` is 0 it must be 0.
     pub eta: f64,
-    /// A name ("ddim", "euler", "dpmpp_2m", each with "_karras" at its end if wanted), or the JSON text
-    /// of a diffusers scheduler_config.json, known by its `{`. NULL: the model's own.
+    /// A name of docs/SCHEDULERS.md ("ddim", "DPM++ 2M Karras", "euler_sgm_uniform"), or the JSON text of a
+    /// diffusers scheduler_config.json, known by its `{`. NULL: the model's own.
     pub scheduler: *const c_char,
     /// Called after each step; it may cancel the run. NULL: nobody.
     pub progress: dfn_progress_fn,

@@ -21,9 +21,16 @@ mod _native {
     #[allow(non_upper_case_globals, reason = "Python's name for it")]
     const __version__: &str = env!("CARGO_PKG_VERSION");
 
-    /// The names of the schedulers, for `Pipeline.generate`; each may end in `_karras`.
+    /// The names of the schedulers, for `Pipeline.generate`; each may be followed by a sigma schedule.
     #[pyfunction]
     fn schedulers() -> Vec<&'static str> {
         diffusion_core::scheduler::names().collect()
+    }
+
+    /// The names of the curves of noise levels, to follow the name of a scheduler.
+    #[pyfunction]
+    fn sigma_schedules() -> Vec<&'static str> {
+        let named = diffusion_core::SigmaSchedule::NAMED.into_iter();
+        named.map(|(name, _)| name).collect()
     }
 }

@@ -110,8 +110,11 @@ def test_wrong_types(pipe, name, value):
         pipe.generate(**{"prompt": PROMPT, "num_inference_steps": 2, name: value})
 
 
+CLIPPED = {"_class_name": "DPMSolverMultistepScheduler", "lambda_min_clipped": -5.1}
+
+
 @pytest.mark.parametrize(
-    "scheduler", ["sundial", '{"_class_name": "SundialScheduler"}', {"thresholding": True}]
+    "scheduler", ["sundial", '{"_class_name": "SundialScheduler"}', CLIPPED]
 )
 def test_unknown_schedulers(pipe, scheduler):
     with pytest.raises(diffusion_py.UnsupportedError):

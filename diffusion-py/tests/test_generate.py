@@ -6,7 +6,7 @@ import json
 import diffusion_py
 import numpy as np
 import pytest
-from conftest import EMOJI
+from conftest import EMOJI, PROMPT
 
 
 def test_same_seed_same_picture(pipe, short):
@@ -129,6 +129,18 @@ def test_scheduler_as_name_mapping_and_json(pipe, short, recorded):
 
 def test_schedulers():
     assert {"ddim", "euler", "dpmpp_2m"} <= set(diffusion_py.schedulers())
+    assert {"native", "karras", "align_your_steps"} <= set(diffusion_py.sigma_schedules())
+
+
+def test_every_scheduler_makes_a_picture(pipe):
+    def run(scheduler):
+        return pipe.generate(PROMPT, num_inference_steps=3, seed=1, scheduler=scheduler).images[0]
+
+    for name in diffusion_py.schedulers():
+        assert run(name).size == (128, 128)
+    assert run("DPM++ 2M Karras") == run("dpmpp_2m_karras") == run("k_dpmpp_2m karras")
+    levels = {"_class_name": "EulerDiscreteScheduler", "sigmas": [14.6, 2.0, 0.0]}
+    assert run(levels) == run(levels | {"num_steps": 7})
 
 
 def test_dtypes(short):

@@ -188,7 +188,7 @@ fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Vec<&'a str>
 
 fn unknown(name: &str, nearest: Vec<&str>) -> Error {
     let hint = format!(
-        "did you mean {}? scheduler::names() lists all, or pass a Scheduler",
+        "did you mean {}? docs/SCHEDULERS.md has all names",
         nearest.join(", ")
     );
     Error::unsupported(format!("scheduler {name:?}"), hint)

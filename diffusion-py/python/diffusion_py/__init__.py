@@ -9,7 +9,7 @@ Importing the package imports neither numpy nor Pillow; each is needed only for 
 are made of it.
 """
 
-from ._native import Progress, __version__, schedulers
+from ._native import Progress, __version__, schedulers, sigma_schedules
 from ._pipeline import Output, Pipeline
 from .errors import (
     Cancelled,
@@ -40,4 +40,5 @@ __all__ = [
     "WeightsError",
     "__version__",
     "schedulers",
+    "sigma_schedules",
 ]

@@ -9,7 +9,13 @@ import numpy
 __version__: str
 
 def schedulers() -> list[str]:
-    """The names of the schedulers, for ``Pipeline.generate``; each may end in ``_karras``."""
+    """The names of the schedulers, for ``Pipeline.generate``.
+
+    Each may be followed by one of :func:`sigma_schedules`, as in ``"dpmpp_2m_karras"``.
+    """
+
+def sigma_schedules() -> list[str]:
+    """The names of the curves of noise levels, to follow the name of a scheduler."""
 
 @final
 class Progress:

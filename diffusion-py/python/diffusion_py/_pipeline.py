@@ -131,11 +131,13 @@ class Pipeline:
             batch_size: How many of them are worked on at once, at least 1. More is faster on a GPU
                 and takes more memory; 1 gives each picture the same bits whatever stands beside it.
             eta: The share of fresh noise in each step, from 0 to 1, for schedulers that have one
-                (DDIM). Default: the scheduler's own.
-            scheduler: A name of :func:`schedulers` or of a diffusers class, with ``_karras`` at its
-                end for the noise levels of Karras et al. (``"euler"``, ``"dpmpp_2m_karras"``,
-                ``"DDIMScheduler"``); or a diffusers scheduler configuration as a mapping or as
-                JSON, where the model's own speaks for absent fields. Default: the model's own.
+                (DDIM, TCD, the ancestral ones and those of stochastic equations). Default: the
+                scheduler's own.
+            scheduler: A name of :func:`schedulers`, a label of A1111 or a diffusers class, with one
+                of :func:`sigma_schedules` at its end for other noise levels (``"euler"``,
+                ``"DPM++ 2M Karras"``, ``"DDIMScheduler"``); or a diffusers scheduler configuration
+                as a mapping or as JSON, where the model's own speaks for absent fields, which may
+                hold ``sigmas`` or ``timesteps`` of your own. Default: the model's own.
             latents: The noise to start from, in place of the seed's: float32 of unit variance,
                 ``(num_images, channels, height / 8, width / 8)``, as a numpy array, a PyTorch
                 tensor on the CPU, or anything else with the buffer protocol or ``__array__``. It
