@@ -36,6 +36,8 @@ fn config(entry: &Entry) -> Value {
 fn other_noise(entry: &Entry) -> Option<Value> {
     match entry.name {
         "sa_solver" => Some(json!({"tau": 0.0})),
+        // The paper's.
+        "tcd" => Some(json!({"eta": 0.3})),
         // Levels between which there is nothing to go back to.
         "restart" => Some(json!({"restart_sigma_min": 1.0, "restart_sigma_max": 1.0})),
         // The names say it.

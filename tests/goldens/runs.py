@@ -2,12 +2,38 @@
 
 import shutil
 
+import diffusers
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.schedulers import scheduling_ddim
 
 from common import save, save_rows
 from schedulers import SCHEDULERS, config_of
+
+
+# The other classes, of which the end of one run tells that a model's answers and the noise of the seed
+# reach them as in the reference.
+SEED = 42
+OTHERS = {
+    "pndm": ("PNDM", {"skip_prk_steps": True}),
+    "euler_ancestral": ("EulerAncestralDiscrete", {}),
+    "heun": ("HeunDiscrete", {}),
+    "dpm_2_ancestral": ("KDPM2AncestralDiscrete", {}),
+    "lms": ("LMSDiscrete", {}),
+    "ddpm": ("DDPM", {"clip_sample": False}),
+    "dpmpp_2s": ("DPMSolverSinglestep", {}),
+    "dpmpp_2m_sde": ("DPMSolverMultistep", {"algorithm_type": "sde-dpmsolver++"}),
+    "dpmpp_sde": ("DPMSolverSDE", {"noise_sampler_seed": SEED}),
+    "deis": ("DEISMultistep", {}),
+    "unipc": ("UniPCMultistep", {}),
+    "sa_solver": ("SASolver", {}),
+    "lcm": ("LCM", {}),
+    "tcd": ("TCD", {}),
+}
+
+
+def scheduler_class(name):
+    return SCHEDULERS.get(name) or getattr(diffusers, f"{OTHERS[name][0]}Scheduler")
 
 
 def cases():
@@ -44,6 +70,9 @@ def cases():
             yield f"{model}_{name}", name, tiny | {"model": model, **changes(name)}
     yield "sd15_ddim_eta", "ddim", tiny | {"model": "sd15", "eta": 0.7}
     yield "sd15_euler_noguidance", "euler", tiny | {"model": "sd15", "guidance": 1.0}
+    for name, (_, overrides) in OTHERS.items():
+        only = {"model": "sd15", "seeds": [SEED], "recorded": "final", "overrides": overrides}
+        yield f"sd15_{name}", name, tiny | only
     for name in SCHEDULERS:
         # The folder has no text encoders, so the run starts from embeddings.
         inputs = tiny | {"prompt": None, "negative_prompt": None}
@@ -76,7 +105,8 @@ def make(out, emoji):
         case = {"eta": 0.0, "recorded": "all"} | case
         pipeline = pipelines[case["model"]]
         overrides = case.pop("overrides", {})
-        pipeline.scheduler = SCHEDULERS[scheduler].from_config(configs[case["model"]], **overrides)
+        config = configs[case["model"]]
+        pipeline.scheduler = scheduler_class(scheduler).from_config(config, **overrides)
         save(folder / f"{name}.safetensors", run(pipeline, case))
         rows.append({"name": name} | case | {"scheduler": config_of(pipeline.scheduler)})
     save_rows(out / "runs.json", {"cases": rows})
@@ -101,7 +131,7 @@ def run(pipeline, case):
         tensors |= recorded
 
     def on_step(pipe, i, t, values):
-        if everything or i == case["steps"] - 1:
+        if everything:
             tensors[f"step{i}"] = values["latents"].clone()
         return {}
 
@@ -139,7 +169,8 @@ def run(pipeline, case):
         pipeline.prepare_latents = prepare_latents
     scheduler = pipeline.scheduler
     assert torch.equal(starts[0], noise * scheduler.init_noise_sigma)
-    assert torch.equal(latents, tensors[f"step{case['steps'] - 1}"])
+    last = f"step{case['steps'] - 1}"
+    assert torch.equal(latents, tensors.setdefault(last, latents))
 
     tensors |= {f"noise{i}": value for i, value in enumerate(drawn)}
     tensors["timesteps"] = scheduler.timesteps.float()

@@ -138,7 +138,7 @@ fn emoji() -> TestResult {
 
 #[test]
 fn shape_of_stable_diffusion_1() -> TestResult {
-    assert_runs("sd15", 5)
+    assert_runs("sd15", 19)
 }
 
 #[test]

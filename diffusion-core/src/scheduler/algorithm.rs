@@ -40,7 +40,7 @@ pub trait WithLevels: Sized {
 
 /// An algorithm over [`Levels`]. Its fields are those of a `scheduler_config.json`.
 pub(super) trait Algorithm:
-    WithLevels + Serialize + DeserializeOwned + fmt::Debug + Send + Sync + 'static
+    WithLevels + Default + Serialize + DeserializeOwned + fmt::Debug + Send + Sync + 'static
 {
     /// The class in configurations, diffusers' where it has one.
     const CLASS: &'static str;
@@ -55,7 +55,9 @@ pub(super) trait Algorithm:
     const HAS_END: bool = true;
 
     /// What the class has where a configuration is silent.
-    fn class_defaults() -> Self;
+    fn class_defaults() -> Self {
+        Self::default()
+    }
 
     /// Options of the class that would change the picture and are not known here, each with the one value
     /// that is.

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::algorithm::{Algorithm, with_levels};
 use super::levels::{Grid, Levels, TimestepSpacing};
-use super::limits::{ClipSample, Thresholding};
+use super::limits::Limits;
 use super::updates::{eta_of, noise_of, renoise};
 use super::{Solver, Step};
 use crate::denoise::NoiseSchedule;
@@ -24,12 +24,9 @@ pub struct Lcm {
     pub original_inference_steps: usize,
     /// The factor of timesteps in the boundary condition.
     pub timestep_scaling: f64,
-    /// Keeps the estimate in a fixed range.
+    /// Keeps the estimate in range.
     #[serde(flatten)]
-    pub clip: ClipSample,
-    /// Keeps the estimate in the range of most of its values.
-    #[serde(flatten)]
-    pub thresholding: Thresholding,
+    pub limits: Limits,
 }
 
 impl Default for Lcm {
@@ -38,8 +35,7 @@ impl Default for Lcm {
             levels: Levels::spaced(TimestepSpacing::Leading, 0),
             original_inference_steps: 50,
             timestep_scaling: 10.0,
-            clip: ClipSample::OFF,
-            thresholding: Thresholding::OFF,
+            limits: Limits::OFF,
         }
     }
 }
@@ -50,13 +46,8 @@ impl Algorithm for Lcm {
     const HAS_CURVES: bool = false;
     const HAS_END: bool = false;
 
-    fn class_defaults() -> Self {
-        Self::default()
-    }
-
     fn check(&self) -> Result<()> {
-        self.clip.check()?;
-        self.thresholding.check()
+        self.limits.check()
     }
 
     fn plan(&self, noise: &NoiseSchedule, num_steps: usize) -> Result<Vec<f64>> {
@@ -80,11 +71,7 @@ impl Lcm {
         /// The standard deviation of clean latents in the boundary condition.
         const SIGMA_DATA: f64 = 0.5;
         let (sigma, next) = (step.sigma(), step.sigma_next());
-        let denoised = step.denoise(latents, sigma)?;
-        let limited = match self.thresholding.thresholding {
-            true => self.thresholding.apply(denoised)?,
-            false => self.clip.apply(denoised)?,
-        };
+        let limited = self.limits.apply(step.denoise(latents, sigma)?)?;
         let scaled = step.timestep(sigma) * self.timestep_scaling;
         let length = scaled.hypot(SIGMA_DATA);
         let (skip, out) = ((SIGMA_DATA / length).powi(2), scaled / length);
@@ -106,8 +93,8 @@ pub struct Tcd {
     pub levels: Levels,
     /// The steps of the schedule that the model was distilled on.
     pub original_inference_steps: usize,
-    /// The share of each step's timesteps that is gone with fresh noise, from 0 to 1; a request's own comes
-    /// first.
+    /// The share of each step's timesteps that is gone with fresh noise, from 0 to 1: the paper's gamma. A
+    /// request's own comes first; diffusers' pipelines pass 0, and the paper's examples 0.3.
     pub eta: f64,
 }
 
@@ -116,7 +103,7 @@ impl Default for Tcd {
         Self {
             levels: Levels::spaced(TimestepSpacing::Leading, 0),
             original_inference_steps: 50,
-            eta: 0.3,
+            eta: 0.0,
         }
     }
 }
@@ -126,10 +113,6 @@ impl Algorithm for Tcd {
     const GRID: Grid = Grid::Whole;
     const HAS_CURVES: bool = false;
     const HAS_END: bool = false;
-
-    fn class_defaults() -> Self {
-        Self::default()
-    }
 
     fn plan(&self, noise: &NoiseSchedule, num_steps: usize) -> Result<Vec<f64>> {
         let last = noise.sigma_min();

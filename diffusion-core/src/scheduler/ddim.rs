@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::algorithm::{Algorithm, with_levels};
 use super::levels::{FinalSigmas, Grid, Levels, TimestepSpacing};
-use super::limits::{ClipSample, Thresholding};
+use super::limits::{ClipSample, Limits};
 use super::updates::{ancestral, eta_of, noise_of, renoise};
 use super::whole_steps::{relabel, target};
 use super::{Solver, Step};
@@ -23,12 +23,9 @@ pub struct Ddim {
     pub levels: Levels,
     /// Whether the last step goes to no noise, or to the model's lowest noise level.
     pub set_alpha_to_one: bool,
-    /// Keeps the estimate in a fixed range.
+    /// Keeps the estimate in range.
     #[serde(flatten)]
-    pub clip: ClipSample,
-    /// Keeps the estimate in the range of most of its values.
-    #[serde(flatten)]
-    pub thresholding: Thresholding,
+    pub limits: Limits,
     /// The share of fresh noise in each step, from 0 to 1; a request's own comes first.
     pub eta: f64,
 }
@@ -39,8 +36,7 @@ impl Default for Ddim {
         Self {
             levels: Levels::spaced(TimestepSpacing::Leading, 1),
             set_alpha_to_one: false,
-            clip: ClipSample::OFF,
-            thresholding: Thresholding::OFF,
+            limits: Limits::OFF,
             eta: 0.0,
         }
     }
@@ -56,17 +52,13 @@ impl Algorithm for Ddim {
         Self {
             levels: Levels::spaced(TimestepSpacing::Leading, 0),
             set_alpha_to_one: true,
-            clip: ClipSample {
-                clip_sample: true,
-                ..ClipSample::OFF
-            },
+            limits: Limits::CLIP,
             ..Self::default()
         }
     }
 
     fn check(&self) -> Result<()> {
-        self.clip.check()?;
-        self.thresholding.check()
+        self.limits.check()
     }
 
     fn plan(&self, noise: &NoiseSchedule, num_steps: usize) -> Result<Vec<f64>> {
@@ -97,10 +89,7 @@ impl Solver for DdimSolver {
         let to = target(&config.levels, step, last);
         let (down, up) = ancestral(sigma, to, eta_of(step, config.eta)?);
         let denoised = step.denoise(latents, sigma)?;
-        let limited = match config.thresholding.thresholding {
-            true => config.thresholding.apply(denoised.clone())?,
-            false => config.clip.apply(denoised.clone())?,
-        };
+        let limited = config.limits.apply(denoised.clone())?;
         let rescale = relabel(step.schedule(), to, next);
         let keep = rescale * down / sigma;
         // The direction is that of the estimate before it is limited.

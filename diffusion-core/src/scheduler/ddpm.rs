@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::algorithm::{Algorithm, with_levels};
 use super::levels::{Grid, Levels, TimestepSpacing};
-use super::limits::{ClipSample, Thresholding};
+use super::limits::Limits;
 use super::updates::{ancestral, renoise};
 use super::{Solver, Step};
 use crate::denoise::NoiseSchedule;
@@ -34,12 +34,9 @@ pub struct Ddpm {
     pub levels: Levels,
     /// How much fresh noise a step adds.
     pub variance_type: VarianceType,
-    /// Keeps the estimate in a fixed range.
+    /// Keeps the estimate in range.
     #[serde(flatten)]
-    pub clip: ClipSample,
-    /// Keeps the estimate in the range of most of its values.
-    #[serde(flatten)]
-    pub thresholding: Thresholding,
+    pub limits: Limits,
 }
 
 impl Default for Ddpm {
@@ -48,8 +45,7 @@ impl Default for Ddpm {
         Self {
             levels: Levels::spaced(TimestepSpacing::Leading, 1),
             variance_type: VarianceType::FixedSmall,
-            clip: ClipSample::OFF,
-            thresholding: Thresholding::OFF,
+            limits: Limits::OFF,
         }
     }
 }
@@ -63,17 +59,13 @@ impl Algorithm for Ddpm {
     fn class_defaults() -> Self {
         Self {
             levels: Levels::spaced(TimestepSpacing::Leading, 0),
-            clip: ClipSample {
-                clip_sample: true,
-                ..ClipSample::OFF
-            },
+            limits: Limits::CLIP,
             ..Self::default()
         }
     }
 
     fn check(&self) -> Result<()> {
-        self.clip.check()?;
-        self.thresholding.check()
+        self.limits.check()
     }
 
     fn plan(&self, noise: &NoiseSchedule, num_steps: usize) -> Result<Vec<f64>> {
@@ -89,11 +81,7 @@ impl Algorithm for Ddpm {
 impl Ddpm {
     fn step(&self, step: &mut Step<'_>, latents: &Tensor) -> Result<Tensor> {
         let (sigma, next) = (step.sigma(), step.sigma_next());
-        let denoised = step.denoise(latents, sigma)?;
-        let limited = match self.thresholding.thresholding {
-            true => self.thresholding.apply(denoised)?,
-            false => self.clip.apply(denoised)?,
-        };
+        let limited = self.limits.apply(step.denoise(latents, sigma)?)?;
         // The posterior's mean, and its deviation.
         let keep = (next / sigma).powi(2);
         let moved = step.combine(&[(keep, latents), (1.0 - keep, &limited)])?;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::algorithm::{Algorithm, with_levels};
 use super::levels::{FinalSigmas, Grid, Levels, SigmaSchedule};
 use super::limits::Thresholding;
-use super::updates::{noise_of, straight};
+use super::updates::{falling, noise_of, straight};
 use super::{Solver, Step};
 use crate::denoise::NoiseSchedule;
 use crate::error::{Error, Result};
@@ -52,10 +52,6 @@ impl Algorithm for Deis {
     const GRID: Grid = Grid::Rounded;
     const HAS_END: bool = false;
 
-    fn class_defaults() -> Self {
-        Self::default()
-    }
-
     fn check(&self) -> Result<()> {
         self.thresholding.check()?;
         match self.solver_order {
@@ -98,10 +94,8 @@ impl Solver for DeisSolver {
             2 if is_lowered => 2,
             _ => config.solver_order,
         };
-        // A level that is visited twice gives no second node.
         let nodes: Vec<f64> = self.history.iter().map(|(sigma, _)| *sigma).collect();
-        let falls = nodes.windows(2).take_while(|pair| pair[1] > pair[0]);
-        let order = highest.min(1 + falls.count());
+        let order = highest.min(falling(nodes.iter().copied()));
         if order == 1 || next == 0.0 {
             return straight(step, latents, &denoised, sigma, next);
         }

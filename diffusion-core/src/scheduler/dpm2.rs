@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::algorithm::{Algorithm, with_levels};
 use super::levels::{Grid, Levels, SigmaSchedule};
-use super::updates::{Churn, ancestral, eta_of, noise_of, renoise, straight};
+use super::updates::{Churn, FreshNoise, ancestral, eta_of, noise_of, renoise, straight};
 use super::{Solver, Step};
 use crate::denoise::{NoiseForm, NoiseSchedule};
 use crate::error::Result;
@@ -40,10 +40,6 @@ impl Algorithm for Dpm2 {
     const GRID: Grid = Grid::Fractional;
     const HAS_END: bool = false;
 
-    fn class_defaults() -> Self {
-        Self::default()
-    }
-
     fn told_timestep(&self, noise: &NoiseSchedule, sigma: f64) -> f64 {
         rounded_karras(&self.levels, noise, sigma)
     }
@@ -66,18 +62,16 @@ pub struct Dpm2Ancestral {
     /// The noise levels.
     #[serde(flatten)]
     pub levels: Levels,
-    /// The share of fresh noise in each step, from 0 to 1; a request's own comes first.
-    pub eta: f64,
-    /// The standard deviation of the fresh noise, about 1.
-    pub s_noise: f64,
+    /// Fresh noise after each step.
+    #[serde(flatten)]
+    pub fresh: FreshNoise,
 }
 
 impl Default for Dpm2Ancestral {
     fn default() -> Self {
         Self {
             levels: Levels::new(SigmaSchedule::Native),
-            eta: 1.0,
-            s_noise: 1.0,
+            fresh: FreshNoise::FULL,
         }
     }
 }
@@ -87,16 +81,12 @@ impl Algorithm for Dpm2Ancestral {
     const GRID: Grid = Grid::Fractional;
     const HAS_END: bool = false;
 
-    fn class_defaults() -> Self {
-        Self::default()
-    }
-
     fn told_timestep(&self, noise: &NoiseSchedule, sigma: f64) -> f64 {
         rounded_karras(&self.levels, noise, sigma)
     }
 
     fn begin(&self) -> Box<dyn Solver> {
-        let Self { eta, s_noise, .. } = *self;
+        let FreshNoise { eta, s_noise } = self.fresh;
         Box::new(move |step: &mut Step<'_>, latents: &Tensor| {
             let (sigma, next) = (step.sigma(), step.sigma_next());
             let (down, up) = ancestral(sigma, next, eta_of(step, eta)?);

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::algorithm::{Algorithm, with_levels};
 use super::levels::{Grid, Levels, SigmaSchedule};
-use super::updates::{ancestral, eta_of, noise_of, renoise};
+use super::updates::{FreshNoise, ancestral, eta_of, noise_of, renoise};
 use super::{Solver, Step};
 use crate::denoise::NoiseSchedule;
 use crate::error::{Error, Result};
@@ -20,18 +20,16 @@ pub struct DpmFast {
     /// The noise levels, of which only the first and the last count.
     #[serde(flatten)]
     pub levels: Levels,
-    /// The share of fresh noise in each step, from 0 to 1; a request's own comes first.
-    pub eta: f64,
-    /// The standard deviation of the fresh noise, about 1.
-    pub s_noise: f64,
+    /// Fresh noise after each step.
+    #[serde(flatten)]
+    pub fresh: FreshNoise,
 }
 
 impl Default for DpmFast {
     fn default() -> Self {
         Self {
             levels: Levels::new(SigmaSchedule::Exponential),
-            eta: 0.0,
-            s_noise: 1.0,
+            fresh: FreshNoise::NONE,
         }
     }
 }
@@ -39,10 +37,6 @@ impl Default for DpmFast {
 impl Algorithm for DpmFast {
     const CLASS: &'static str = "DPMFastScheduler";
     const GRID: Grid = Grid::Fractional;
-
-    fn class_defaults() -> Self {
-        Self::default()
-    }
 
     fn plan(&self, noise: &NoiseSchedule, num_steps: usize) -> Result<Vec<f64>> {
         let noise = noise.with_finite_terminal_snr();
@@ -53,7 +47,7 @@ impl Algorithm for DpmFast {
     }
 
     fn begin(&self) -> Box<dyn Solver> {
-        let Self { eta, s_noise, .. } = *self;
+        let FreshNoise { eta, s_noise } = self.fresh;
         Box::new(move |step: &mut Step<'_>, latents: &Tensor| {
             let (sigma, next) = (step.sigma(), step.sigma_next());
             let to_go = step.num_steps() - step.index();
@@ -98,10 +92,9 @@ pub struct DpmAdaptive {
     pub h_init: f64,
     /// How much better than expected a step must be to be accepted.
     pub accept_safety: f64,
-    /// The share of fresh noise in each step, from 0 to 1; a request's own comes first.
-    pub eta: f64,
-    /// The standard deviation of the fresh noise, about 1.
-    pub s_noise: f64,
+    /// Fresh noise after each step.
+    #[serde(flatten)]
+    pub fresh: FreshNoise,
 }
 
 impl Default for DpmAdaptive {
@@ -113,8 +106,7 @@ impl Default for DpmAdaptive {
             atol: 0.0078,
             h_init: 0.05,
             accept_safety: 0.81,
-            eta: 0.0,
-            s_noise: 1.0,
+            fresh: FreshNoise::NONE,
         }
     }
 }
@@ -122,10 +114,6 @@ impl Default for DpmAdaptive {
 impl Algorithm for DpmAdaptive {
     const CLASS: &'static str = "DPMAdaptiveScheduler";
     const GRID: Grid = Grid::Fractional;
-
-    fn class_defaults() -> Self {
-        Self::default()
-    }
 
     fn check(&self) -> Result<()> {
         if !matches!(self.solver_order, 2 | 3) {
@@ -162,7 +150,7 @@ impl DpmAdaptive {
         const MAX_STEPS: usize = 10_000;
         /// Where the end counts as reached, in the logarithm.
         const CLOSE: f64 = 1e-5;
-        let eta = eta_of(step, self.eta)?;
+        let eta = eta_of(step, self.fresh.eta)?;
         // With fresh noise the error falls more slowly.
         let order = if eta > 0.0 {
             1.5
@@ -194,7 +182,7 @@ impl DpmAdaptive {
             length *= factor;
             if factor >= self.accept_safety {
                 before = low;
-                latents = renoise(step, high, (sigma, next), up * self.s_noise)?;
+                latents = renoise(step, high, (sigma, next), up * self.fresh.s_noise)?;
                 sigma = next;
                 step.report(&latents, sigma)?;
             }

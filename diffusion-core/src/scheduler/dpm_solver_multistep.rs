@@ -10,7 +10,7 @@ use super::algorithm::{Algorithm, with_levels};
 use super::dpm_updates::{DpmAlgorithm, DpmUpdate, SolverType, check_order};
 use super::levels::{Grid, Levels, SigmaSchedule};
 use super::limits::Thresholding;
-use super::updates::straight;
+use super::updates::{falling, straight};
 use super::{Solver, Step};
 use crate::error::Result;
 
@@ -58,10 +58,6 @@ impl Algorithm for DpmSolverMultistep {
     const CLASS: &'static str = "DPMSolverMultistepScheduler";
     const GRID: Grid = Grid::Rounded;
 
-    fn class_defaults() -> Self {
-        Self::default()
-    }
-
     fn unknown_options() -> Vec<(&'static str, Value)> {
         vec![("lambda_min_clipped", Value::Null)]
     }
@@ -107,10 +103,6 @@ impl Algorithm for EdmDpmSolverMultistep {
     const GRID: Grid = Grid::Rounded;
     const HAS_CURVES: bool = false;
 
-    fn class_defaults() -> Self {
-        Self::default()
-    }
-
     fn check(&self) -> Result<()> {
         self.solver.check()
     }
@@ -149,14 +141,8 @@ impl MultistepSolver {
             2 if is_lowered => 2,
             _ => 3,
         };
-        // A level that is visited twice has no slope.
-        let sigmas = self.history.iter().map(|(sigma, _)| *sigma);
-        let falls = sigmas
-            .clone()
-            .zip(sigmas.skip(1))
-            .take_while(|(newer, older)| older > newer);
         let usable = match step.sigma() > step.sigma_next() {
-            true => 1 + falls.count(),
+            true => falling(self.history.iter().map(|(sigma, _)| *sigma)),
             false => 1,
         };
         config.solver_order.min(highest).min(usable)

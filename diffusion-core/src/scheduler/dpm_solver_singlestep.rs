@@ -10,7 +10,7 @@ use super::algorithm::{Algorithm, with_levels};
 use super::dpm_updates::{DpmAlgorithm, DpmUpdate, SolverType, check_order};
 use super::levels::{FinalSigmas, Grid, Levels, SigmaSchedule};
 use super::limits::Thresholding;
-use super::updates::straight;
+use super::updates::{falling, straight};
 use super::{Solver, Step};
 use crate::error::{Error, Result};
 
@@ -54,10 +54,6 @@ impl Algorithm for DpmSolverSinglestep {
     const CLASS: &'static str = "DPMSolverSinglestepScheduler";
     const GRID: Grid = Grid::Rounded;
     const HAS_SPACING: bool = false;
-
-    fn class_defaults() -> Self {
-        Self::default()
-    }
 
     fn unknown_options() -> Vec<(&'static str, Value)> {
         vec![("lambda_min_clipped", Value::Null)]
@@ -119,13 +115,9 @@ impl Solver for SinglestepSolver {
             return straight(step, latents, &denoised, sigma, next);
         }
         let values = &self.history;
-        // A level that is visited twice has no slope; a run that starts within a block has no start.
-        let falls = values
-            .iter()
-            .zip(values.iter().skip(1))
-            .take_while(|(newer, older)| older.0 > newer.0);
+        // A run that starts within a block has no start.
         let usable = match &self.start {
-            Some(_) => 1 + falls.count(),
+            Some(_) => falling(values.iter().map(|(sigma, _)| *sigma)),
             None => 1,
         };
         let order = config.order(step.index(), step.num_steps()).min(usable);

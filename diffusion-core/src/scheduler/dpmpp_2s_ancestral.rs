@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::algorithm::{Algorithm, with_levels};
 use super::levels::{Grid, Levels, SigmaSchedule};
-use super::updates::{ancestral, eta_of, renoise, straight};
+use super::updates::{FreshNoise, ancestral, eta_of, renoise, straight};
 use super::{Solver, Step};
 
 /// DPM++ 2S a: second order, two evaluations a step, stochastic. k-diffusion's
@@ -18,18 +18,16 @@ pub struct DpmPp2sAncestral {
     /// The noise levels.
     #[serde(flatten)]
     pub levels: Levels,
-    /// The share of fresh noise in each step, from 0 to 1; a request's own comes first.
-    pub eta: f64,
-    /// The standard deviation of the fresh noise, about 1.
-    pub s_noise: f64,
+    /// Fresh noise after each step.
+    #[serde(flatten)]
+    pub fresh: FreshNoise,
 }
 
 impl Default for DpmPp2sAncestral {
     fn default() -> Self {
         Self {
             levels: Levels::new(SigmaSchedule::Native),
-            eta: 1.0,
-            s_noise: 1.0,
+            fresh: FreshNoise::FULL,
         }
     }
 }
@@ -38,12 +36,8 @@ impl Algorithm for DpmPp2sAncestral {
     const CLASS: &'static str = "DPMPP2SAncestralScheduler";
     const GRID: Grid = Grid::Fractional;
 
-    fn class_defaults() -> Self {
-        Self::default()
-    }
-
     fn begin(&self) -> Box<dyn Solver> {
-        let Self { eta, s_noise, .. } = *self;
+        let FreshNoise { eta, s_noise } = self.fresh;
         Box::new(move |step: &mut Step<'_>, latents: &Tensor| {
             let (sigma, next) = (step.sigma(), step.sigma_next());
             let (down, up) = ancestral(sigma, next, eta_of(step, eta)?);

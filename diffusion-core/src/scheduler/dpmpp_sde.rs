@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::algorithm::{Algorithm, with_levels};
 use super::dpm_updates::SolverType;
 use super::levels::{Grid, Levels, SigmaSchedule};
-use super::updates::{ancestral, eta_of, renoise, straight};
+use super::updates::{FreshNoise, ancestral, eta_of, renoise, straight};
 use super::{Solver, Step};
 use crate::error::{Error, Result};
 use crate::rng::NoiseKind;
@@ -22,18 +22,16 @@ pub struct DpmSolverSde {
     /// The noise levels.
     #[serde(flatten)]
     pub levels: Levels,
-    /// The share of fresh noise in each step, from 0 to 1; a request's own comes first.
-    pub eta: f64,
-    /// The standard deviation of the fresh noise, about 1.
-    pub s_noise: f64,
+    /// Fresh noise after each step.
+    #[serde(flatten)]
+    pub fresh: FreshNoise,
 }
 
 impl Default for DpmSolverSde {
     fn default() -> Self {
         Self {
             levels: Levels::new(SigmaSchedule::Native),
-            eta: 1.0,
-            s_noise: 1.0,
+            fresh: FreshNoise::FULL,
         }
     }
 }
@@ -43,16 +41,12 @@ impl Algorithm for DpmSolverSde {
     const GRID: Grid = Grid::Fractional;
     const HAS_END: bool = false;
 
-    fn class_defaults() -> Self {
-        Self::default()
-    }
-
     fn fresh_noise(&self) -> NoiseKind {
         NoiseKind::Brownian
     }
 
     fn begin(&self) -> Box<dyn Solver> {
-        let Self { eta, s_noise, .. } = *self;
+        let FreshNoise { eta, s_noise } = self.fresh;
         Box::new(move |step: &mut Step<'_>, latents: &Tensor| {
             let (sigma, next) = (step.sigma(), step.sigma_next());
             let eta = eta_of(step, eta)?;
@@ -85,10 +79,9 @@ pub struct DpmPpMultistepSde {
     pub solver_order: usize,
     /// The form of the second-order term, at order 2.
     pub solver_type: SolverType,
-    /// The share of fresh noise in each step, from 0 to 1; a request's own comes first.
-    pub eta: f64,
-    /// The standard deviation of the fresh noise, about 1.
-    pub s_noise: f64,
+    /// Fresh noise after each step.
+    #[serde(flatten)]
+    pub fresh: FreshNoise,
 }
 
 impl Default for DpmPpMultistepSde {
@@ -97,8 +90,7 @@ impl Default for DpmPpMultistepSde {
             levels: Levels::new(SigmaSchedule::Native),
             solver_order: 2,
             solver_type: SolverType::Midpoint,
-            eta: 1.0,
-            s_noise: 1.0,
+            fresh: FreshNoise::FULL,
         }
     }
 }
@@ -106,10 +98,6 @@ impl Default for DpmPpMultistepSde {
 impl Algorithm for DpmPpMultistepSde {
     const CLASS: &'static str = "DPMPPMultistepSDEScheduler";
     const GRID: Grid = Grid::Fractional;
-
-    fn class_defaults() -> Self {
-        Self::default()
-    }
 
     fn check(&self) -> Result<()> {
         match self.solver_order {
@@ -141,7 +129,7 @@ struct MultistepSdeSolver {
 impl Solver for MultistepSdeSolver {
     fn step(&mut self, step: &mut Step<'_>, latents: &Tensor) -> Result<Tensor> {
         let (sigma, next) = (step.sigma(), step.sigma_next());
-        let eta = eta_of(step, self.config.eta)?;
+        let eta = eta_of(step, self.config.fresh.eta)?;
         let denoised = step.denoise(latents, sigma)?;
         if next == 0.0 {
             return straight(step, latents, &denoised, sigma, next);
@@ -183,6 +171,11 @@ impl Solver for MultistepSdeSolver {
             self.history.truncate(self.config.solver_order - 1);
         }
         let fresh = next * (-(-2.0 * h * eta).exp_m1()).sqrt();
-        renoise(step, moved, (sigma, next), fresh * self.config.s_noise)
+        renoise(
+            step,
+            moved,
+            (sigma, next),
+            fresh * self.config.fresh.s_noise,
+        )
     }
 }

@@ -40,10 +40,6 @@ impl Algorithm for ErSde {
     const CLASS: &'static str = "ERSDEScheduler";
     const GRID: Grid = Grid::Fractional;
 
-    fn class_defaults() -> Self {
-        Self::default()
-    }
-
     fn check(&self) -> Result<()> {
         match self.solver_order {
             1..=3 => Ok(()),

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::algorithm::{Algorithm, with_levels};
 use super::levels::{Grid, Levels, SigmaSchedule};
-use super::updates::{Churn, ancestral, eta_of, noise_of, renoise, straight};
+use super::updates::{Churn, FreshNoise, ancestral, eta_of, noise_of, renoise, straight};
 use super::{Solver, Step};
 use crate::error::Result;
 
@@ -37,10 +37,6 @@ impl Default for Euler {
 impl Algorithm for Euler {
     const CLASS: &'static str = "EulerDiscreteScheduler";
     const GRID: Grid = Grid::Fractional;
-
-    fn class_defaults() -> Self {
-        Self::default()
-    }
 
     fn unknown_options() -> Vec<(&'static str, Value)> {
         vec![
@@ -84,10 +80,6 @@ impl Algorithm for EdmEuler {
     const GRID: Grid = Grid::Fractional;
     const HAS_CURVES: bool = false;
 
-    fn class_defaults() -> Self {
-        Self::default()
-    }
-
     fn begin(&self) -> Box<dyn Solver> {
         let churn = self.churn;
         Box::new(move |step: &mut Step<'_>, latents: &Tensor| euler_step(&churn, step, latents))
@@ -109,18 +101,16 @@ pub struct EulerAncestral {
     /// The noise levels.
     #[serde(flatten)]
     pub levels: Levels,
-    /// The share of fresh noise in each step, from 0 to 1; a request's own comes first.
-    pub eta: f64,
-    /// The standard deviation of the fresh noise, about 1.
-    pub s_noise: f64,
+    /// Fresh noise after each step.
+    #[serde(flatten)]
+    pub fresh: FreshNoise,
 }
 
 impl Default for EulerAncestral {
     fn default() -> Self {
         Self {
             levels: Levels::new(SigmaSchedule::Native),
-            eta: 1.0,
-            s_noise: 1.0,
+            fresh: FreshNoise::FULL,
         }
     }
 }
@@ -131,12 +121,8 @@ impl Algorithm for EulerAncestral {
     const HAS_CURVES: bool = false;
     const HAS_END: bool = false;
 
-    fn class_defaults() -> Self {
-        Self::default()
-    }
-
     fn begin(&self) -> Box<dyn Solver> {
-        let Self { eta, s_noise, .. } = *self;
+        let FreshNoise { eta, s_noise } = self.fresh;
         Box::new(move |step: &mut Step<'_>, latents: &Tensor| {
             let (sigma, next) = (step.sigma(), step.sigma_next());
             let (down, up) = ancestral(sigma, next, eta_of(step, eta)?);
@@ -158,18 +144,16 @@ pub struct EulerCfgPp {
     /// The noise levels.
     #[serde(flatten)]
     pub levels: Levels,
-    /// The share of fresh noise in each step, from 0 to 1; a request's own comes first.
-    pub eta: f64,
-    /// The standard deviation of the fresh noise, about 1.
-    pub s_noise: f64,
+    /// Fresh noise after each step.
+    #[serde(flatten)]
+    pub fresh: FreshNoise,
 }
 
 impl Default for EulerCfgPp {
     fn default() -> Self {
         Self {
             levels: Levels::new(SigmaSchedule::Native),
-            eta: 0.0,
-            s_noise: 1.0,
+            fresh: FreshNoise::NONE,
         }
     }
 }
@@ -178,12 +162,8 @@ impl Algorithm for EulerCfgPp {
     const CLASS: &'static str = "EulerCFGPPScheduler";
     const GRID: Grid = Grid::Fractional;
 
-    fn class_defaults() -> Self {
-        Self::default()
-    }
-
     fn begin(&self) -> Box<dyn Solver> {
-        let Self { eta, s_noise, .. } = *self;
+        let FreshNoise { eta, s_noise } = self.fresh;
         Box::new(move |step: &mut Step<'_>, latents: &Tensor| {
             let (sigma, next) = (step.sigma(), step.sigma_next());
             let (down, up) = ancestral(sigma, next, eta_of(step, eta)?);

@@ -64,10 +64,6 @@ impl Algorithm for FlowMatchEuler {
     const GRID: Grid = Grid::Fractional;
     const HAS_END: bool = false;
 
-    fn class_defaults() -> Self {
-        Self::default()
-    }
-
     fn unknown_options() -> Vec<(&'static str, Value)> {
         vec![("invert_sigmas", json!(false))]
     }
@@ -172,10 +168,6 @@ impl Algorithm for FlowMatchHeun {
     const GRID: Grid = Grid::Fractional;
     const HAS_CURVES: bool = false;
     const HAS_END: bool = false;
-
-    fn class_defaults() -> Self {
-        Self::default()
-    }
 
     fn plan(&self, noise: &NoiseSchedule, num_steps: usize) -> Result<Vec<f64>> {
         let shift = shift_of(noise);

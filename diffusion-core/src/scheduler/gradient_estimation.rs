@@ -35,10 +35,6 @@ impl Algorithm for GradientEstimation {
     const CLASS: &'static str = "GradientEstimationScheduler";
     const GRID: Grid = Grid::Fractional;
 
-    fn class_defaults() -> Self {
-        Self::default()
-    }
-
     fn begin(&self) -> Box<dyn Solver> {
         let gamma = self.gamma;
         let mut before: Option<Tensor> = None;

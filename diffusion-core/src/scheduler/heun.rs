@@ -43,10 +43,6 @@ impl Algorithm for Heun {
     const GRID: Grid = Grid::Fractional;
     const HAS_END: bool = false;
 
-    fn class_defaults() -> Self {
-        Self::default()
-    }
-
     fn check(&self) -> Result<()> {
         self.clip.check()
     }

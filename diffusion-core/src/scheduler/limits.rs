@@ -5,6 +5,46 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
+/// Both limits, of which thresholding comes first.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Keeps the estimate in a fixed range.
+    #[serde(flatten)]
+    pub clip: ClipSample,
+    /// Keeps the estimate in the range of most of its values.
+    #[serde(flatten)]
+    pub thresholding: Thresholding,
+}
+
+impl Limits {
+    /// No limits.
+    pub const OFF: Self = Self {
+        clip: ClipSample::OFF,
+        thresholding: Thresholding::OFF,
+    };
+
+    /// A fixed range of 1.
+    pub const CLIP: Self = Self {
+        clip: ClipSample {
+            clip_sample: true,
+            ..ClipSample::OFF
+        },
+        thresholding: Thresholding::OFF,
+    };
+
+    pub(super) fn apply(&self, denoised: Tensor) -> Result<Tensor> {
+        match self.thresholding.thresholding {
+            true => self.thresholding.apply(denoised),
+            false => self.clip.apply(denoised),
+        }
+    }
+
+    pub(super) fn check(&self) -> Result<()> {
+        self.clip.check()?;
+        self.thresholding.check()
+    }
+}
+
 /// Keeps an estimate of the clean latents in a fixed range.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct ClipSample {

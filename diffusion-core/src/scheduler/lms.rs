@@ -39,10 +39,6 @@ impl Algorithm for Lms {
     const GRID: Grid = Grid::Fractional;
     const HAS_END: bool = false;
 
-    fn class_defaults() -> Self {
-        Self::default()
-    }
-
     fn check(&self) -> Result<()> {
         match self.order {
             1..=4 => Ok(()),

@@ -59,7 +59,7 @@ pub use ipndm::Ipndm;
 pub use levels::{
     FinalSigmas, Levels, SigmaSchedule, TimestepSpacing, karras_sigmas, sigma_schedule,
 };
-pub use limits::{ClipSample, Thresholding};
+pub use limits::{ClipSample, Limits, Thresholding};
 pub use lms::Lms;
 pub use pndm::Pndm;
 pub use registry::{Entry, entries, from_config, from_name, names};
@@ -68,7 +68,7 @@ pub use restart::Restart;
 pub use sa_solver::{SaAlgorithm, SaSolver};
 pub use sampler::{Observer, Sampler, Step, StepReport};
 pub use unipc::{UniPc, UniPcType};
-pub use updates::Churn;
+pub use updates::{Churn, FreshNoise};
 
 use crate::denoise::NoiseSchedule;
 use crate::error::Result;

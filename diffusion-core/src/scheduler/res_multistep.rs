@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::algorithm::{Algorithm, with_levels};
 use super::levels::{Grid, Levels, SigmaSchedule};
-use super::updates::{ancestral, eta_of, renoise, straight};
+use super::updates::{FreshNoise, ancestral, eta_of, renoise, straight};
 use super::{Solver, Step};
 use crate::error::Result;
 
@@ -19,18 +19,16 @@ pub struct ResMultistep {
     /// The noise levels.
     #[serde(flatten)]
     pub levels: Levels,
-    /// The share of fresh noise in each step, from 0 to 1; a request's own comes first.
-    pub eta: f64,
-    /// The standard deviation of the fresh noise, about 1.
-    pub s_noise: f64,
+    /// Fresh noise after each step.
+    #[serde(flatten)]
+    pub fresh: FreshNoise,
 }
 
 impl Default for ResMultistep {
     fn default() -> Self {
         Self {
             levels: Levels::new(SigmaSchedule::Native),
-            eta: 0.0,
-            s_noise: 1.0,
+            fresh: FreshNoise::NONE,
         }
     }
 }
@@ -38,10 +36,6 @@ impl Default for ResMultistep {
 impl Algorithm for ResMultistep {
     const CLASS: &'static str = "RESMultistepScheduler";
     const GRID: Grid = Grid::Fractional;
-
-    fn class_defaults() -> Self {
-        Self::default()
-    }
 
     fn begin(&self) -> Box<dyn Solver> {
         Box::new(ResSolver {
@@ -69,7 +63,7 @@ struct ResSolver {
 impl Solver for ResSolver {
     fn step(&mut self, step: &mut Step<'_>, latents: &Tensor) -> Result<Tensor> {
         let (sigma, next) = (step.sigma(), step.sigma_next());
-        let (down, up) = ancestral(sigma, next, eta_of(step, self.config.eta)?);
+        let (down, up) = ancestral(sigma, next, eta_of(step, self.config.fresh.eta)?);
         let denoised = step.denoise(latents, sigma)?;
         let moved = match &self.last {
             // A level that is visited twice has no slope.
@@ -92,6 +86,6 @@ impl Solver for ResSolver {
             down,
             denoised,
         });
-        renoise(step, moved, (sigma, next), up * self.config.s_noise)
+        renoise(step, moved, (sigma, next), up * self.config.fresh.s_noise)
     }
 }

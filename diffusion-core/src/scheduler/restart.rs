@@ -45,10 +45,6 @@ impl Algorithm for Restart {
     const CLASS: &'static str = "RestartScheduler";
     const GRID: Grid = Grid::Fractional;
 
-    fn class_defaults() -> Self {
-        Self::default()
-    }
-
     fn plan(&self, noise: &NoiseSchedule, num_steps: usize) -> Result<Vec<f64>> {
         let sigmas = self.levels.plan_to(Self::GRID, noise, num_steps, 0.0)?;
         let (restart_steps, times) = match num_steps {

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::algorithm::{Algorithm, with_levels};
 use super::levels::{FinalSigmas, Grid, Levels, SigmaSchedule};
 use super::limits::Thresholding;
-use super::updates::{noise_of, straight};
+use super::updates::{falling, noise_of, straight};
 use super::{Solver, Step};
 use crate::denoise::NoiseSchedule;
 use crate::error::{Error, Result};
@@ -77,10 +77,6 @@ impl Algorithm for SaSolver {
     const CLASS: &'static str = "SASolverScheduler";
     const GRID: Grid = Grid::Rounded;
     const HAS_END: bool = false;
-
-    fn class_defaults() -> Self {
-        Self::default()
-    }
 
     fn unknown_options() -> Vec<(&'static str, Value)> {
         vec![("lambda_min_clipped", Value::Null)]
@@ -215,19 +211,13 @@ impl Solver for SaSolverRun {
         self.history.push_front((sigma, value));
         let remembered = config.predictor_order.max(config.corrector_order - 1);
         self.history.truncate(remembered);
-        // Levels that are visited twice give no second node.
-        let sigmas = self.history.iter().map(|(sigma, _)| *sigma);
-        let falls = sigmas
-            .clone()
-            .zip(sigmas.skip(1))
-            .take_while(|(newer, older)| older > newer)
-            .count();
+        let usable = falling(self.history.iter().map(|(sigma, _)| *sigma));
         let to_go = match config.lower_order_final {
             true => step.num_steps() - step.index(),
             false => usize::MAX - 1,
         };
-        let predictor_order = config.predictor_order.min(to_go).min(falls + 1);
-        let corrector_order = config.corrector_order.min(to_go + 1).min(falls + 2);
+        let predictor_order = config.predictor_order.min(to_go).min(usable);
+        let corrector_order = config.corrector_order.min(to_go + 1).min(usable + 1);
         // Drawn in every step, so that the stream of the seed does not depend on tau.
         let noise = step.noise(sigma, next)?;
         if next == 0.0 {

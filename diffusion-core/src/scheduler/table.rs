@@ -137,7 +137,6 @@ pub(super) const TABLE: &[Entry] = &[
         .source("Luo et al. 2023", DIFFUSERS),
     Entry::new::<Tcd>("tcd", 1, 1)
         .labels(&["TCD"])
-        .stochastic()
         .source("Zheng et al. 2024", DIFFUSERS),
     Entry::new::<Restart>("restart", 2, 2)
         .labels(&["Restart"])

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::algorithm::{Algorithm, with_levels};
 use super::levels::{FinalSigmas, Grid, Levels, SigmaSchedule};
 use super::limits::Thresholding;
-use super::updates::noise_of;
+use super::updates::{falling, noise_of};
 use super::{Solver, Step};
 use crate::denoise::{NoiseForm, NoiseSchedule, flow_to_sigma, shifted};
 use crate::error::{Error, Result};
@@ -68,10 +68,6 @@ impl Default for UniPc {
 impl Algorithm for UniPc {
     const CLASS: &'static str = "UniPCMultistepScheduler";
     const GRID: Grid = Grid::Rounded;
-
-    fn class_defaults() -> Self {
-        Self::default()
-    }
 
     fn unknown_options() -> Vec<(&'static str, Value)> {
         let absent = ["solver_p", "shift_terminal", "sigma_min", "sigma_max"];
@@ -212,13 +208,7 @@ impl UniPcSolver {
             true => self.config.solver_order.min(to_go),
             false => self.config.solver_order,
         };
-        // A level that is visited twice gives no second place.
-        let sigmas = self.history.iter().map(|(sigma, _)| *sigma);
-        let falls = sigmas
-            .clone()
-            .zip(sigmas.skip(1))
-            .take_while(|(newer, older)| older > newer);
-        highest.min(1 + falls.count())
+        highest.min(falling(self.history.iter().map(|(sigma, _)| *sigma)))
     }
 }
 

@@ -65,6 +65,37 @@ pub(super) fn eta_of(step: &Step<'_>, own: f64) -> Result<f64> {
     }
 }
 
+/// How many of the newest of some noise levels fall from one to the next. A level that is visited twice
+/// has no slope, so methods over several steps go no further back.
+pub(super) fn falling(newest_first: impl Iterator<Item = f64> + Clone) -> usize {
+    let older = newest_first.clone().skip(1);
+    let pairs = newest_first.zip(older);
+    1 + pairs.take_while(|(newer, older)| older > newer).count()
+}
+
+/// Fresh noise after each step.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct FreshNoise {
+    /// Its share in each step, from 0 to 1; a request's own comes first.
+    pub eta: f64,
+    /// Its standard deviation, about 1.
+    pub s_noise: f64,
+}
+
+impl FreshNoise {
+    /// None.
+    pub const NONE: Self = Self {
+        eta: 0.0,
+        s_noise: 1.0,
+    };
+
+    /// As much as the noise level allows.
+    pub const FULL: Self = Self {
+        eta: 1.0,
+        s_noise: 1.0,
+    };
+}
+
 /// Fresh noise before each step, so that it starts from a little higher up.
 ///
 /// Source: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022,
