@@ -185,6 +185,11 @@ fn fields_out_of_range() {
         ("DDPMScheduler", "sample_max_value", json!(0.0)),
         ("DPMAdaptiveScheduler", "rtol", json!(0.0)),
         ("DPMAdaptiveScheduler", "solver_order", json!(1)),
+        ("DPMAdaptiveScheduler", "accept_safety", json!(9.0)),
+        ("EulerAncestralDiscreteScheduler", "eta", json!(2.0)),
+        ("EulerDiscreteScheduler", "s_noise", json!(-1.0)),
+        ("SASolverScheduler", "tau", json!(-1.0)),
+        ("FlowMatchEulerDiscreteScheduler", "shift_terminal", json!(1.0)),
     ] {
         let error = from_config(&json!({"_class_name": class, field: value})).expect_err(field);
         assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{class} {error}");
@@ -236,6 +241,7 @@ fn lists_of_one_s_own() -> TestResult {
         json!([1.0, 2.0]),
         json!([3.0, 0.0, 0.0]),
         json!([3.0, -1.0]),
+        json!([1e300, 1.0, 0.0]),
     ] {
         let error = run("dpmpp_2m", "sigmas", values.clone()).expect_err("a bad list");
         assert!(

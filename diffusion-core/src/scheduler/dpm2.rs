@@ -44,6 +44,10 @@ impl Algorithm for Dpm2 {
         rounded_karras(&self.levels, noise, sigma)
     }
 
+    fn check(&self) -> Result<()> {
+        self.churn.check()
+    }
+
     fn begin(&self) -> Box<dyn Solver> {
         let churn = self.churn;
         Box::new(move |step: &mut Step<'_>, latents: &Tensor| {
@@ -83,6 +87,10 @@ impl Algorithm for Dpm2Ancestral {
 
     fn told_timestep(&self, noise: &NoiseSchedule, sigma: f64) -> f64 {
         rounded_karras(&self.levels, noise, sigma)
+    }
+
+    fn check(&self) -> Result<()> {
+        self.fresh.check()
     }
 
     fn begin(&self) -> Box<dyn Solver> {

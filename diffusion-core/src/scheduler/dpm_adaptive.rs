@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::algorithm::{Algorithm, with_levels};
 use super::levels::{Grid, Levels, SigmaSchedule};
-use super::updates::{FreshNoise, ancestral, eta_of, noise_of, renoise};
+use super::updates::{FreshNoise, ancestral, check_range, eta_of, noise_of, renoise};
 use super::{Solver, Step};
 use crate::denoise::NoiseSchedule;
 use crate::error::{Error, Result};
@@ -44,6 +44,10 @@ impl Algorithm for DpmFast {
         let ratio = noise.sigma_min() / noise.sigma_max();
         let place = |i: usize| ratio.powf(i as f64 / count as f64);
         Ok((0..=count).map(|i| noise.sigma_max() * place(i)).collect())
+    }
+
+    fn check(&self) -> Result<()> {
+        self.fresh.check()
     }
 
     fn begin(&self) -> Box<dyn Solver> {
@@ -119,15 +123,12 @@ impl Algorithm for DpmAdaptive {
         if !matches!(self.solver_order, 2 | 3) {
             return Err(Error::argument("solver_order", "2 or 3", self.solver_order));
         }
-        for (name, value) in [
-            ("rtol", self.rtol),
-            ("atol", self.atol),
-            ("h_init", self.h_init),
-        ] {
-            if !(value > 0.0 && value.is_finite()) {
-                return Err(Error::argument(name, "a number above 0", value));
-            }
-        }
+        self.fresh.check()?;
+        let positive = f64::MIN_POSITIVE..=f64::MAX;
+        check_range("rtol", self.rtol, positive.clone())?;
+        check_range("atol", self.atol, positive.clone())?;
+        check_range("h_init", self.h_init, positive)?;
+        check_range("accept_safety", self.accept_safety, 0.0..=1.0)?;
         Ok(())
     }
 
@@ -184,8 +185,8 @@ impl DpmAdaptive {
                 before = low;
                 latents = renoise(step, high, (sigma, next), up * self.fresh.s_noise)?;
                 sigma = next;
-                step.report(&latents, sigma)?;
             }
+            step.report(&latents, sigma)?;
         }
         let reason = format!(
             "DPM adaptive: no step at noise level {sigma} meets rtol {} and atol {}; raise them, or take \

@@ -7,6 +7,7 @@ use super::algorithm::{Algorithm, with_levels};
 use super::levels::{Grid, Levels, SigmaSchedule};
 use super::updates::{FreshNoise, ancestral, eta_of, renoise, straight};
 use super::{Solver, Step};
+use crate::error::Result;
 
 /// DPM++ 2S a: second order, two evaluations a step, stochastic. k-diffusion's
 /// `sample_dpmpp_2s_ancestral`.
@@ -35,6 +36,10 @@ impl Default for DpmPp2sAncestral {
 impl Algorithm for DpmPp2sAncestral {
     const CLASS: &'static str = "DPMPP2SAncestralScheduler";
     const GRID: Grid = Grid::Fractional;
+
+    fn check(&self) -> Result<()> {
+        self.fresh.check()
+    }
 
     fn begin(&self) -> Box<dyn Solver> {
         let FreshNoise { eta, s_noise } = self.fresh;

@@ -45,6 +45,10 @@ impl Algorithm for DpmSolverSde {
         NoiseKind::Brownian
     }
 
+    fn check(&self) -> Result<()> {
+        self.fresh.check()
+    }
+
     fn begin(&self) -> Box<dyn Solver> {
         let FreshNoise { eta, s_noise } = self.fresh;
         Box::new(move |step: &mut Step<'_>, latents: &Tensor| {
@@ -100,6 +104,7 @@ impl Algorithm for DpmPpMultistepSde {
     const GRID: Grid = Grid::Fractional;
 
     fn check(&self) -> Result<()> {
+        self.fresh.check()?;
         match self.solver_order {
             2 | 3 => Ok(()),
             order => Err(Error::argument("solver_order", "2 or 3", order)),

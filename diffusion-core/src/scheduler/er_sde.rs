@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::algorithm::{Algorithm, with_levels};
 use super::levels::{Grid, Levels, SigmaSchedule};
-use super::updates::renoise;
+use super::updates::{check_range, renoise};
 use super::{Solver, Step};
 use crate::error::{Error, Result};
 
@@ -41,6 +41,7 @@ impl Algorithm for ErSde {
     const GRID: Grid = Grid::Fractional;
 
     fn check(&self) -> Result<()> {
+        check_range("s_noise", self.s_noise, 0.0..=f64::MAX)?;
         match self.solver_order {
             1..=3 => Ok(()),
             order => Err(Error::argument("solver_order", "1 to 3", order)),

@@ -47,6 +47,10 @@ impl Algorithm for Euler {
         ]
     }
 
+    fn check(&self) -> Result<()> {
+        self.churn.check()
+    }
+
     fn begin(&self) -> Box<dyn Solver> {
         let churn = self.churn;
         Box::new(move |step: &mut Step<'_>, latents: &Tensor| euler_step(&churn, step, latents))
@@ -79,6 +83,10 @@ impl Algorithm for EdmEuler {
     const CLASS: &'static str = "EDMEulerScheduler";
     const GRID: Grid = Grid::Fractional;
     const HAS_CURVES: bool = false;
+
+    fn check(&self) -> Result<()> {
+        self.churn.check()
+    }
 
     fn begin(&self) -> Box<dyn Solver> {
         let churn = self.churn;
@@ -121,6 +129,10 @@ impl Algorithm for EulerAncestral {
     const HAS_CURVES: bool = false;
     const HAS_END: bool = false;
 
+    fn check(&self) -> Result<()> {
+        self.fresh.check()
+    }
+
     fn begin(&self) -> Box<dyn Solver> {
         let FreshNoise { eta, s_noise } = self.fresh;
         Box::new(move |step: &mut Step<'_>, latents: &Tensor| {
@@ -161,6 +173,10 @@ impl Default for EulerCfgPp {
 impl Algorithm for EulerCfgPp {
     const CLASS: &'static str = "EulerCFGPPScheduler";
     const GRID: Grid = Grid::Fractional;
+
+    fn check(&self) -> Result<()> {
+        self.fresh.check()
+    }
 
     fn begin(&self) -> Box<dyn Solver> {
         let FreshNoise { eta, s_noise } = self.fresh;

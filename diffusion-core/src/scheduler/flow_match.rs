@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::algorithm::{Algorithm, with_levels};
 use super::levels::{Grid, Levels, SigmaSchedule};
-use super::updates::{renoise, straight};
+use super::updates::{check_range, renoise, straight};
 use super::{Solver, Step};
 use crate::denoise::{NoiseForm, NoiseSchedule, flow_to_sigma, shifted};
 use crate::error::{Error, Result};
@@ -66,6 +66,12 @@ impl Algorithm for FlowMatchEuler {
 
     fn unknown_options() -> Vec<(&'static str, Value)> {
         vec![("invert_sigmas", json!(false))]
+    }
+
+    fn check(&self) -> Result<()> {
+        check_range("mu", self.mu.unwrap_or_default(), f64::MIN..=f64::MAX)?;
+        let terminal = self.shift_terminal.unwrap_or_default();
+        check_range("shift_terminal", terminal, 0.0..=0.999)
     }
 
     fn plan(&self, noise: &NoiseSchedule, num_steps: usize) -> Result<Vec<f64>> {

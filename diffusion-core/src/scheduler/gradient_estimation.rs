@@ -5,8 +5,9 @@ use serde::{Deserialize, Serialize};
 
 use super::algorithm::{Algorithm, with_levels};
 use super::levels::{Grid, Levels, SigmaSchedule};
-use super::updates::{noise_of, straight};
+use super::updates::{check_range, noise_of, straight};
 use super::{Solver, Step};
+use crate::error::Result;
 
 /// Gradient estimation: Euler's method whose noise is carried beyond that of the step before; one
 /// evaluation a step, deterministic. ComfyUI's `gradient_estimation`.
@@ -34,6 +35,10 @@ impl Default for GradientEstimation {
 impl Algorithm for GradientEstimation {
     const CLASS: &'static str = "GradientEstimationScheduler";
     const GRID: Grid = Grid::Fractional;
+
+    fn check(&self) -> Result<()> {
+        check_range("gamma", self.gamma, 0.0..=f64::MAX)
+    }
 
     fn begin(&self) -> Box<dyn Solver> {
         let gamma = self.gamma;

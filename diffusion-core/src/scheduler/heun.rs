@@ -44,6 +44,7 @@ impl Algorithm for Heun {
     const HAS_END: bool = false;
 
     fn check(&self) -> Result<()> {
+        self.churn.check()?;
         self.clip.check()
     }
 

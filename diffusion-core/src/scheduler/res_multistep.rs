@@ -37,6 +37,10 @@ impl Algorithm for ResMultistep {
     const CLASS: &'static str = "RESMultistepScheduler";
     const GRID: Grid = Grid::Fractional;
 
+    fn check(&self) -> Result<()> {
+        self.fresh.check()
+    }
+
     fn begin(&self) -> Box<dyn Solver> {
         Box::new(ResSolver {
             config: self.clone(),

@@ -7,7 +7,7 @@ use super::algorithm::{Algorithm, with_levels};
 use super::heun::heun_step;
 use super::levels::{Grid, Levels, SigmaSchedule, karras_sigmas};
 use super::limits::ClipSample;
-use super::updates::renoise;
+use super::updates::{check_range, renoise};
 use super::{Solver, Step};
 use crate::denoise::NoiseSchedule;
 use crate::error::Result;
@@ -44,6 +44,10 @@ impl Default for Restart {
 impl Algorithm for Restart {
     const CLASS: &'static str = "RestartScheduler";
     const GRID: Grid = Grid::Fractional;
+
+    fn check(&self) -> Result<()> {
+        check_range("s_noise", self.s_noise, 0.0..=f64::MAX)
+    }
 
     fn plan(&self, noise: &NoiseSchedule, num_steps: usize) -> Result<Vec<f64>> {
         let sigmas = self.levels.plan_to(Self::GRID, noise, num_steps, 0.0)?;

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::algorithm::{Algorithm, with_levels};
 use super::levels::{FinalSigmas, Grid, Levels, SigmaSchedule};
 use super::limits::Thresholding;
-use super::updates::{falling, noise_of, straight};
+use super::updates::{check_range, falling, noise_of, straight};
 use super::{Solver, Step};
 use crate::denoise::NoiseSchedule;
 use crate::error::{Error, Result};
@@ -84,6 +84,7 @@ impl Algorithm for SaSolver {
 
     fn check(&self) -> Result<()> {
         self.thresholding.check()?;
+        check_range("tau", self.tau, 0.0..=f64::MAX)?;
         for (name, order) in [
             ("predictor_order", self.predictor_order),
             ("corrector_order", self.corrector_order),

@@ -9,6 +9,9 @@ use crate::denoise::{Denoiser, Estimate, NoiseSchedule};
 use crate::error::{Error, Result};
 use crate::rng::NoiseSource;
 
+/// The highest noise level of a plan: latents of f32 and their squares stay finite.
+const MAX_SIGMA: f64 = (1u64 << 41) as f64;
+
 /// The most steps of a run.
 const MAX_STEPS: usize = 1_000_000;
 
@@ -196,17 +199,12 @@ impl Sampler<'_> {
             return Err(Error::argument("num_steps", expected, self.num_steps));
         }
         let sigmas = self.scheduler.sigmas(self.schedule, self.num_steps)?;
-        let may_rise = self.scheduler.may_rise();
-        let rises = sigmas.windows(2).any(|pair| pair[0] < pair[1]);
         // Every level that a step starts from holds noise.
         let (last, starts) = sigmas.split_last().unwrap_or((&f64::NAN, &[]));
-        let in_range = starts.iter().all(|&sigma| sigma > 0.0 && sigma.is_finite());
-        if starts.is_empty()
-            || !in_range
-            || !last.is_finite()
-            || *last < 0.0
-            || (rises && !may_rise)
-        {
+        let holds_noise = |sigma: &f64| *sigma > 0.0 && *sigma <= MAX_SIGMA;
+        let in_range = starts.iter().all(holds_noise) && (0.0..=MAX_SIGMA).contains(last);
+        let rises = sigmas.windows(2).any(|pair| pair[0] < pair[1]);
+        if starts.is_empty() || !in_range || (rises && !self.scheduler.may_rise()) {
             let expected =
                 "noise levels above 0 that never rise, and then a last one, from the scheduler";
             let found = format!(

@@ -1,6 +1,7 @@
 //! Pieces that several solvers share.
 
 use std::f64::consts::SQRT_2;
+use std::ops::RangeInclusive;
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
@@ -59,10 +60,8 @@ pub(super) fn renoise(
 /// The share of fresh noise: the request's, or else the scheduler's own.
 pub(super) fn eta_of(step: &Step<'_>, own: f64) -> Result<f64> {
     let eta = step.eta().unwrap_or(own);
-    match (0.0..=1.0).contains(&eta) {
-        true => Ok(eta),
-        false => Err(Error::argument("eta", "0 to 1", eta)),
-    }
+    check_range("eta", eta, 0.0..=1.0)?;
+    Ok(eta)
 }
 
 /// How many of the newest of some noise levels fall from one to the next. A level that is visited twice
@@ -94,6 +93,27 @@ impl FreshNoise {
         eta: 1.0,
         s_noise: 1.0,
     };
+
+    pub(super) fn check(&self) -> Result<()> {
+        check_range("eta", self.eta, 0.0..=1.0)?;
+        check_range("s_noise", self.s_noise, 0.0..=f64::MAX)
+    }
+}
+
+/// Refuses a field out of range, and what is no number.
+pub(super) fn check_range(
+    name: &'static str,
+    value: f64,
+    range: RangeInclusive<f64>,
+) -> Result<()> {
+    if range.contains(&value) {
+        return Ok(());
+    }
+    let expected = match (*range.start(), *range.end()) {
+        (low, f64::MAX) => format!("a finite number from {low} up"),
+        (low, high) => format!("{low} to {high}"),
+    };
+    Err(Error::argument(name, expected, value))
 }
 
 /// Fresh noise before each step, so that it starts from a little higher up.
@@ -120,6 +140,11 @@ impl Churn {
         s_tmax: None,
         s_noise: 1.0,
     };
+
+    pub(super) fn check(&self) -> Result<()> {
+        check_range("s_churn", self.s_churn, 0.0..=f64::MAX)?;
+        check_range("s_noise", self.s_noise, 0.0..=f64::MAX)
+    }
 
     /// The latents of the step after that, and their noise level.
     pub(super) fn apply(&self, step: &mut Step<'_>, latents: &Tensor) -> Result<(Tensor, f64)> {
