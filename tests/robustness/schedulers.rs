@@ -189,7 +189,11 @@ fn fields_out_of_range() {
         ("EulerAncestralDiscreteScheduler", "eta", json!(2.0)),
         ("EulerDiscreteScheduler", "s_noise", json!(-1.0)),
         ("SASolverScheduler", "tau", json!(-1.0)),
-        ("FlowMatchEulerDiscreteScheduler", "shift_terminal", json!(1.0)),
+        (
+            "FlowMatchEulerDiscreteScheduler",
+            "shift_terminal",
+            json!(1.0),
+        ),
     ] {
         let error = from_config(&json!({"_class_name": class, field: value})).expect_err(field);
         assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{class} {error}");
