@@ -160,8 +160,7 @@ fn wrap(text: &str, width: usize) -> Vec<String> {
     lines
 }
 
-/// Writes lines of text with their upper left corner at `(x, y)`. `scale` is how large a pixel of the font
-/// becomes.
+/// Writes lines of text with their upper left corner at `(x, y)`, and each pixel of the font `scale` large.
 fn write(sheet: &mut RgbImage, lines: &[String], (x, y): (u32, u32), scale: u32, color: Rgb<u8>) {
     for (line, row) in lines.iter().zip(0..) {
         for (letter, column) in line.chars().zip(0..) {
@@ -170,10 +169,8 @@ fn write(sheet: &mut RgbImage, lines: &[String], (x, y): (u32, u32), scale: u32,
             let bits = glyph.unwrap_or([0x7e; 8]);
             for i in 0..(8 * scale).pow(2) {
                 let (dx, dy) = (i % (8 * scale), i / (8 * scale));
-                let (x, y) = (
-                    x + column * LETTER.0 * scale + dx,
-                    y + row * LETTER.1 * scale + dy,
-                );
+                let x = x + column * LETTER.0 * scale + dx;
+                let y = y + row * LETTER.1 * scale + dy;
                 let is_ink = bits[(dy / scale) as usize] >> (dx / scale) & 1 == 1;
                 if is_ink && x < sheet.width() && y < sheet.height() {
                     sheet.put_pixel(x, y, color);
@@ -208,14 +205,8 @@ fn draw(x: &Axis, y: &Axis, cells: &[Result<RgbImage, String>], width: Option<u3
         write(&mut sheet, label, (corner(i, 0).0, GAP), scale, BLACK);
     }
     for (i, label) in rows.iter().enumerate() {
-        let above = height.saturating_sub(label.len() as u32 * line) / 2;
-        write(
-            &mut sheet,
-            label,
-            (GAP, corner(0, i).1 + above),
-            scale,
-            BLACK,
-        );
+        let top = corner(0, i).1 + height.saturating_sub(label.len() as u32 * line) / 2;
+        write(&mut sheet, label, (GAP, top), scale, BLACK);
     }
     for (i, cell) in cells.iter().enumerate() {
         let (x, y) = corner(i % columns.len(), i / columns.len());
@@ -291,8 +282,10 @@ fn run(args: Args) -> Result<(), Box<dyn Error>> {
     if cells.iter().all(Result::is_err) {
         return Err("no picture could be made; the warnings above say why".into());
     }
-    draw(&x, &y, &cells, args.cell).save(&args.output)?;
-    println!("{}", args.output.display());
+    let path = args.output.display();
+    let saved = draw(&x, &y, &cells, args.cell).save(&args.output);
+    saved.map_err(|error| format!("{path}: {error}"))?;
+    println!("{path}");
     Ok(())
 }
 

@@ -82,7 +82,7 @@ fn curves(steps: usize) -> Result<Vec<Curve>, Box<dyn Error>> {
 /// Whether two lines would cover each other.
 fn look_alike(a: &[f64], b: &[f64]) -> bool {
     let mut pairs = a.iter().zip(b);
-    a.len() == b.len() && pairs.all(|(a, b)| (a / b).ln().abs() < 0.01)
+    a.len() == b.len() && pairs.all(|(a, b)| (a / b).ln().abs() < 0.02)
 }
 
 fn draw(curves: &[Curve], steps: usize, svg: &mut String) -> Result<(), Box<dyn Error>> {
@@ -104,6 +104,9 @@ fn draw(curves: &[Curve], steps: usize, svg: &mut String) -> Result<(), Box<dyn 
             .configure_mesh()
             .x_desc("step")
             .y_desc("sigma")
+            .max_light_lines(1)
+            .light_line_style(BLACK.mix(0.06))
+            .bold_line_style(BLACK.mix(0.15))
             .x_label_formatter(&|step| format!("{step:.0}"))
             .y_label_formatter(&|sigma| format!("{sigma}"))
             .label_style(("sans-serif", 14))

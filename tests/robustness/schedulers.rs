@@ -29,6 +29,9 @@ fn short_names_labels_and_classes() -> TestResult {
     for (name, class, curve) in [
         ("DPM++ 2M Karras", "DPMSolverMultistepScheduler", "karras"),
         ("DPM++ SDE Karras", "DPMSolverSDEScheduler", "karras"),
+        ("euler_a_k", "EulerAncestralDiscreteScheduler", "karras"),
+        ("dpm++2m", "DPMSolverMultistepScheduler", "native"),
+        ("HeunDiscrete", "HeunDiscreteScheduler", "native"),
         (
             "DPM++ 2M SDE Exponential",
             "DPMPPMultistepSDEScheduler",
@@ -80,7 +83,7 @@ fn short_names_labels_and_classes() -> TestResult {
 #[test]
 fn unknown_names_are_answered_with_the_nearest() {
     for (name, nearest) in [
-        ("dpmpp2m", "dpmpp_2m"),
+        ("dpmp_2m", "dpmpp_2m"),
         ("eular a", "Euler a"),
         ("DPM++ 2M Karas", "dpmpp_2m"),
         ("unipic", "unipc"),

@@ -85,12 +85,14 @@ impl Entry {
 
     fn answers_to(&self, name: &str) -> bool {
         let class = plain(self.class);
-        self.name == name || class == name || self.labels.iter().any(|label| plain(label) == name)
+        let is_class = class == name || class.strip_suffix("scheduler") == Some(name);
+        self.name == name || is_class || self.labels.iter().any(|label| plain(label) == name)
     }
 }
 
 /// Curves under other names than their own.
-const CURVE_LABELS: [(&str, &str); 9] = [
+const CURVE_LABELS: [(&str, &str); 10] = [
+    ("k", "karras"),
     ("uniform", "native"),
     ("automatic", "native"),
     ("discrete", "native"),

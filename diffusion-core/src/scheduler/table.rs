@@ -35,7 +35,7 @@ pub(super) const TABLE: &[Entry] = &[
         .fields(r#"{"eta": 0.0}"#)
         .source(CFG_PP, EQUATIONS),
     Entry::new::<EulerCfgPp>("euler_ancestral_cfg_pp", 1, 1)
-        .labels(&["Euler a CFG++"])
+        .labels(&["Euler a CFG++", "euler_a_cfg_pp"])
         .fields(r#"{"eta": 1.0}"#)
         .stochastic()
         .source(CFG_PP, EQUATIONS),
@@ -43,10 +43,10 @@ pub(super) const TABLE: &[Entry] = &[
         .labels(&["Heun"])
         .source(KARRAS, DIFFUSERS),
     Entry::new::<Dpm2>("dpm_2", 2, 2)
-        .labels(&["DPM2"])
+        .labels(&["DPM2", "kdpm_2"])
         .source(LU, DIFFUSERS),
     Entry::new::<Dpm2Ancestral>("dpm_2_ancestral", 1, 2)
-        .labels(&["DPM2 a", "dpm_2_a"])
+        .labels(&["DPM2 a", "kdpm_2_a"])
         .stochastic()
         .source("Crowson 2022 (k-diffusion)", DIFFUSERS),
     Entry::new::<Lms>("lms", 3, 1)
@@ -66,7 +66,7 @@ pub(super) const TABLE: &[Entry] = &[
         .fields(r#"{"skip_prk_steps": true}"#)
         .source(LIU, DIFFUSERS),
     Entry::new::<DpmSolverMultistep>("dpmpp_2m", 2, 1)
-        .labels(&["DPM++ 2M"])
+        .labels(&["DPM++ 2M", "dpm++2m"])
         .fields(r#"{"algorithm_type": "dpmsolver++", "solver_order": 2}"#)
         .source(LU_PP, DIFFUSERS),
     Entry::new::<DpmSolverMultistep>("dpmpp_3m", 2, 1)
@@ -83,15 +83,15 @@ pub(super) const TABLE: &[Entry] = &[
         .fields(r#"{"algorithm_type": "dpmsolver++", "solver_order": 2}"#)
         .source(LU_PP, DIFFUSERS),
     Entry::new::<DpmPp2sAncestral>("dpmpp_2s_ancestral", 1, 2)
-        .labels(&["DPM++ 2S a"])
+        .labels(&["DPM++ 2S a", "dpm++2s_a"])
         .stochastic()
         .source(LU_PP, EQUATIONS),
     Entry::new::<DpmSolverSde>("dpmpp_sde", 1, 2)
-        .labels(&["DPM++ SDE"])
+        .labels(&["DPM++ SDE", "dpmpp_sde_gpu"])
         .stochastic()
         .source(LU_PP, DIFFUSERS),
     Entry::new::<DpmPpMultistepSde>("dpmpp_2m_sde", 1, 1)
-        .labels(&["DPM++ 2M SDE"])
+        .labels(&["DPM++ 2M SDE", "dpmpp_2m_sde_gpu", "dpm++2m_sde"])
         .fields(r#"{"solver_order": 2, "solver_type": "midpoint"}"#)
         .stochastic()
         .source(LU_PP, EQUATIONS),
@@ -101,7 +101,7 @@ pub(super) const TABLE: &[Entry] = &[
         .stochastic()
         .source(LU_PP, EQUATIONS),
     Entry::new::<DpmPpMultistepSde>("dpmpp_3m_sde", 1, 1)
-        .labels(&["DPM++ 3M SDE"])
+        .labels(&["DPM++ 3M SDE", "dpmpp_3m_sde_gpu"])
         .fields(r#"{"solver_order": 3, "solver_type": "midpoint"}"#)
         .stochastic()
         .source(LU_PP, EQUATIONS),

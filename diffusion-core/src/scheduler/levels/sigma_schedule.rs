@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 /// diffusers are `use_karras_sigmas` and so on there too.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub enum SigmaSchedule {
-    /// The model's own, by [`TimestepSpacing`].
+    /// The model's own, by [`TimestepSpacing`](super::TimestepSpacing).
     #[default]
     Native,
     /// Even in the power `1 / rho`, with rho = 7. Karras et al., "Elucidating the Design Space of
