@@ -95,12 +95,10 @@ impl FromStr for Axis {
         let split = text.split_once('=');
         let (field, values) = split.ok_or("expected FIELD=VALUE,VALUE,...")?;
         let separator = if values.contains('|') { '|' } else { ',' };
+        let values = values.split(separator);
         Ok(Self {
             field: field.trim().to_owned(),
-            values: values
-                .split(separator)
-                .map(|value| value.trim().to_owned())
-                .collect(),
+            values: values.map(|value| value.trim().to_owned()).collect(),
         })
     }
 }
@@ -182,8 +180,8 @@ fn write(sheet: &mut RgbImage, lines: &[String], (x, y): (u32, u32), scale: u32,
 
 /// The pictures, or why there are none, row after row, with labels above and beside them.
 fn draw(x: &Axis, y: &Axis, cells: &[Result<RgbImage, String>], width: Option<u32>) -> RgbImage {
-    let first = cells.iter().flatten().next();
-    let size = first.map_or((128, 128), RgbImage::dimensions);
+    let mut sizes = cells.iter().flatten().map(RgbImage::dimensions);
+    let size = sizes.next().unwrap_or((128, 128));
     let width = width.unwrap_or(size.0);
     let height = (size.1 * width / size.0).max(1);
     let scale = (width / 192).clamp(1, 4);
@@ -271,8 +269,8 @@ fn run(args: Args) -> Result<(), Box<dyn Error>> {
             Err(error) => Err(error.to_string()),
         };
         if let Err(error) = &cell {
-            let (row, column) = (i / x.values.len(), i % x.values.len());
-            let cell = format!("{}, {}", y.values[row], x.values[column]);
+            let count = x.values.len();
+            let cell = format!("{}, {}", y.values[i / count], x.values[i % count]);
             bar.suspend(|| eprintln!("warning: {cell}: {error}"));
         }
         cells.push(cell);

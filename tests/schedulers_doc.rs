@@ -1,6 +1,5 @@
 //! `docs/SCHEDULERS.md` is made of the registry; `DIFFUSION_UPDATE_DOCS=1` writes it anew.
 
-use std::fmt::Write;
 use std::path::Path;
 
 use diffusion_core::SigmaSchedule;
@@ -27,8 +26,6 @@ step of a run over a toy model, within 1e-4 of the largest value; what is verifi
 const CURVES: &str = r#"
 ## Sigma schedules
 
-| name | levels | source |
-| --- | --- | --- |
 "#;
 
 const LISTS: &str = r#"
@@ -102,7 +99,7 @@ fn described(curve: &SigmaSchedule) -> (&'static str, &'static str) {
     }
 }
 
-fn row(entry: &Entry) -> String {
+fn row(entry: &Entry) -> Vec<String> {
     let number = |n: u8| match n {
         0 => "-".to_owned(),
         n => n.to_string(),
@@ -111,35 +108,69 @@ fn row(entry: &Entry) -> String {
         true => format!("`{}`", entry.class),
         false => String::new(),
     };
-    format!(
-        "| `{}` | {} | {class} | {} | {} | {} | {} | {} |\n",
-        entry.name,
+    vec![
+        format!("`{}`", entry.name),
         entry.labels.join(", "),
+        class,
         number(entry.order),
         number(entry.evaluations),
-        if entry.is_stochastic { "yes" } else { "" },
-        entry.source,
-        entry.verified,
-    )
+        if entry.is_stochastic { "yes" } else { "" }.to_owned(),
+        entry.source.to_owned(),
+        entry.verified.to_owned(),
+    ]
 }
 
-fn document() -> TestResult<String> {
-    let mut text = INTRODUCTION.to_owned();
-    text += "| name | also | diffusers' class | order | evaluations | stochastic | source | verified against |\n";
-    text += "| --- | --- | --- | --- | --- | --- | --- | --- |\n";
-    text.extend(entries().iter().map(row));
-    text += CURVES;
-    for (name, curve) in SigmaSchedule::NAMED {
+/// Columns one below another, so that the table can be read as text.
+fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+    let widths = header.iter().enumerate().map(|(column, title)| {
+        let cells = rows.iter().map(|row| row[column].chars().count());
+        cells.fold(title.chars().count(), usize::max)
+    });
+    let widths: Vec<usize> = widths.collect();
+    let line = |cells: &[String]| {
+        let padded = cells.iter().zip(&widths);
+        let padded: Vec<String> = padded
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect();
+        format!("| {} |\n", padded.join(" | "))
+    };
+    let titles: Vec<String> = header.iter().map(|&title| title.to_owned()).collect();
+    let rule: Vec<String> = widths.iter().map(|&width| "-".repeat(width)).collect();
+    let rows = rows.iter().map(|row| line(row));
+    [line(&titles), line(&rule)]
+        .into_iter()
+        .chain(rows)
+        .collect()
+}
+
+fn document() -> String {
+    let header = [
+        "name",
+        "also",
+        "diffusers' class",
+        "order",
+        "evaluations",
+        "stochastic",
+        "source",
+        "verified against",
+    ];
+    let solvers: Vec<_> = entries().iter().map(row).collect();
+    let curves = SigmaSchedule::NAMED.map(|(name, curve)| {
         let (levels, source) = described(&curve);
-        writeln!(text, "| `{name}` | {levels} | {source} |")?;
-    }
-    Ok(text + LISTS + &commands())
+        vec![format!("`{name}`"), levels.to_owned(), source.to_owned()]
+    });
+    let (solvers, curves) = (
+        table(&header, &solvers),
+        table(&["name", "levels", "source"], &curves),
+    );
+    let commands = commands();
+    format!("{INTRODUCTION}{solvers}{CURVES}{curves}{LISTS}{commands}")
 }
 
 #[test]
 fn the_table_of_schedulers_is_fresh() -> TestResult {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/SCHEDULERS.md");
-    let fresh = document()?;
+    let fresh = document();
     if std::env::var_os("DIFFUSION_UPDATE_DOCS").is_some() {
         std::fs::write(&path, &fresh)?;
     }

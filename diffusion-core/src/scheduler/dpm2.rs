@@ -109,7 +109,7 @@ with_levels!(Dpm2, Dpm2Ancestral);
 /// diffusers tells these two whole timesteps under Karras et al.'s levels.
 fn rounded_karras(levels: &Levels, noise: &NoiseSchedule, sigma: f64) -> f64 {
     let timestep = levels.timestep(Grid::Fractional, noise, sigma);
-    let is_karras = levels.sigma_schedule == SigmaSchedule::Karras;
+    let is_karras = levels.sigma_schedule.is(&SigmaSchedule::Karras);
     match is_karras && noise.form() == NoiseForm::Variances {
         true => timestep.round_ties_even(),
         false => timestep,

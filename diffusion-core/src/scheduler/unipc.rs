@@ -88,7 +88,7 @@ impl Algorithm for UniPc {
         let NoiseForm::Flow { shift } = noise.form() else {
             return self.levels.plan(Self::GRID, noise, num_steps);
         };
-        if self.levels.sigma_schedule != SigmaSchedule::Flow {
+        if !self.levels.sigma_schedule.is(&SigmaSchedule::Flow) {
             return self.levels.plan(Self::GRID, noise, num_steps);
         }
         // Its reference starts at pure noise, where those of DPM-Solver start a step below.

@@ -35,7 +35,7 @@ impl Default for Fields {
 
 impl From<Levels> for Fields {
     fn from(levels: Levels) -> Self {
-        let is = |schedule: SigmaSchedule| levels.sigma_schedule == schedule;
+        let is = |schedule: SigmaSchedule| levels.sigma_schedule.is(&schedule);
         let mut fields = Self {
             timestep_spacing: levels.timestep_spacing,
             steps_offset: levels.steps_offset,
@@ -84,7 +84,7 @@ impl TryFrom<Fields> for Levels {
             .collect();
         if flagged.len() > 1 {
             // Another curve may go with it: it then is that curve of a flow's shares.
-            flagged.retain(|schedule| *schedule != SigmaSchedule::Flow);
+            flagged.retain(|schedule| !schedule.is(&SigmaSchedule::Flow));
         }
         if flagged.len() > 1 {
             let expected = "at most one of use_karras_sigmas, use_exponential_sigmas, \
@@ -104,7 +104,7 @@ impl TryFrom<Fields> for Levels {
             steps_offset: fields.steps_offset,
             // "native" is what a flag changes.
             sigma_schedule: listed
-                .or(named.filter(|schedule| *schedule != SigmaSchedule::Native))
+                .or(named.filter(|schedule| !schedule.is(&SigmaSchedule::Native)))
                 .or(flagged.pop())
                 .unwrap_or(SigmaSchedule::Native),
             final_sigmas_type: fields.final_sigmas_type,

@@ -67,7 +67,7 @@ impl Levels {
 
     /// Whether the levels are those of the model's timesteps.
     pub(super) fn is_native(&self) -> bool {
-        self.sigma_schedule == SigmaSchedule::Native
+        self.sigma_schedule.is(&SigmaSchedule::Native)
     }
 
     /// The levels of a run that ends where [`final_sigmas_type`](Self::final_sigmas_type) says.

@@ -1,5 +1,7 @@
 //! Curves of noise levels by name.
 
+use std::mem::discriminant;
+
 use crate::error::{Error, Result};
 
 /// A curve of noise levels over the steps.
@@ -80,7 +82,12 @@ impl SigmaSchedule {
     /// The name in configurations; `None` for lists.
     pub fn name(&self) -> Option<&'static str> {
         let mut named = Self::NAMED.into_iter();
-        named.find_map(|(name, schedule)| (schedule == *self).then_some(name))
+        named.find_map(|(name, schedule)| self.is(&schedule).then_some(name))
+    }
+
+    /// Whether both are the same curve, or both a list of the same kind.
+    pub(in crate::scheduler) fn is(&self, other: &Self) -> bool {
+        discriminant(self) == discriminant(other)
     }
 }
 
