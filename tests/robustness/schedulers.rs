@@ -225,6 +225,54 @@ fn fields_out_of_range() {
 }
 
 #[test]
+fn short_lists_are_errors_for_every_scheduler() -> TestResult {
+    let schedule = stable_diffusion()?;
+    for entry in entries() {
+        for list in [
+            json!({"sigmas": []}),
+            json!({"sigmas": [14.6]}),
+            json!({"timesteps": []}),
+        ] {
+            let scheduler = from_name(entry.name, &list)?;
+            let sampler = Sampler {
+                scheduler: &scheduler,
+                schedule: &schedule,
+                num_steps: 40,
+                eta: None,
+            };
+            // Those with levels of their own have no use for a list.
+            let _ = sampler.sigmas();
+            assert!(
+                scheduler.sigmas(&schedule, usize::MAX).is_err(),
+                "{}",
+                entry.name
+            );
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_class_by_name_keeps_what_the_configuration_says() -> TestResult {
+    let own =
+        json!({"algorithm_type": "sde-dpmsolver++", "solver_order": 3, "use_karras_sigmas": true});
+    let config = from_name("DPMSolverMultistepScheduler", &own)?
+        .config()
+        .ok_or("no config")?;
+    assert_eq!(config["algorithm_type"], "sde-dpmsolver++");
+    assert_eq!(config["solver_order"], 3);
+    for name in ["dpm_fast", "dpm_adaptive", "restart"] {
+        let config = from_name(name, &json!({"use_exponential_sigmas": true}))?.config();
+        assert_eq!(
+            config.ok_or("no config")?["sigma_schedule"],
+            "exponential",
+            "{name}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
 fn lists_of_one_s_own() -> TestResult {
     let pipe = emoji_pipeline()?;
     let run = |name: &str, list: &str, values: Value| {

@@ -268,7 +268,11 @@ fn sigmas_of_variances(config: &NoiseScheduleConfig) -> Result<Vec<f64>> {
 
 /// The noise level of a flow in which noise has the share `s`: clean latents have the scale 1.
 pub(crate) fn flow_to_sigma(s: f64) -> f64 {
-    (s / (1.0 - s)).min(INFINITE_SIGMA)
+    // What is no number stays so, for the plan to be refused.
+    match s / (1.0 - s) {
+        sigma if sigma > INFINITE_SIGMA => INFINITE_SIGMA,
+        sigma => sigma,
+    }
 }
 
 /// A share of noise, moved towards noise by a factor above 1.

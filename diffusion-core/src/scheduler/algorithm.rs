@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::levels::{Grid, Levels, SigmaSchedule};
+use super::sampler::MAX_STEPS;
 use super::{Scheduler, Solver};
 use crate::config::{parse, require_defaults};
 use crate::denoise::NoiseSchedule;
@@ -98,8 +99,11 @@ impl<A: Algorithm> Scheduler for A {
     fn sigmas(&self, noise: &NoiseSchedule, num_steps: usize) -> Result<Vec<f64>> {
         self.check()?;
         match num_steps {
-            0 => Err(Error::argument("num_steps", "at least 1", num_steps)),
-            _ => self.plan(noise, num_steps),
+            1..=MAX_STEPS => self.plan(noise, num_steps),
+            _ => {
+                let expected = format!("1 to {MAX_STEPS}");
+                Err(Error::argument("num_steps", expected, num_steps))
+            }
         }
     }
 
@@ -143,8 +147,13 @@ pub(super) fn from_fields<A: Algorithm>(config: &Value) -> Result<Arc<dyn Schedu
     require_defaults(A::CLASS, config, &A::unknown_options())?;
     let mut fields = serde_json::to_value(A::class_defaults()).map_err(Error::custom)?;
     if let (Some(fields), Some(given)) = (fields.as_object_mut(), config.as_object()) {
-        if given.contains_key("sigma_schedule") {
-            fields.retain(|name, _| !is_curve_flag(name));
+        // A curve that is given takes the place of the class's own, however either is written.
+        let chooses = given.iter().any(|(name, value)| match name.as_str() {
+            "sigma_schedule" | "sigmas" | "timesteps" => !value.is_null(),
+            name => is_curve_flag(name) && has_option::<A>(name) && *value == true,
+        });
+        if chooses {
+            fields.retain(|name, _| !is_curve_flag(name) && name != "sigma_schedule");
         }
         let given = given
             .iter()

@@ -7,7 +7,7 @@ use super::algorithm::{Algorithm, with_levels};
 use super::ddim::last_sigma;
 use super::levels::{Grid, Levels, TimestepSpacing};
 use super::updates::straight;
-use super::whole_steps::{relabelled, sigma_at, stride, target};
+use super::whole_steps::{has_strides, relabelled, sigma_at, stride, target};
 use super::{Solver, Step};
 use crate::denoise::NoiseSchedule;
 use crate::error::Result;
@@ -95,7 +95,7 @@ impl Solver for PndmSolver {
         if self.outputs.len() > ADAMS_BASHFORTH.len() {
             self.outputs.remove(0);
         }
-        let is_native = config.levels.is_native();
+        let is_native = has_strides(&config.levels, step.schedule());
         let num_steps = step.num_steps();
         if !config.skip_prk_steps && is_native && num_steps >= 4 && step.index() < 3 {
             return runge_kutta(step, latents, &output);

@@ -75,18 +75,27 @@ impl Entry {
         self
     }
 
-    /// The scheduler, set as a configuration of whatever class says.
-    fn with_fields(&self, config: &Value) -> Result<Arc<dyn Scheduler>> {
+    /// The scheduler under one of its names, set as a configuration of whatever class says. A class alone
+    /// does not say what a short name does.
+    fn named(&self, name: &str, config: &Value) -> Result<Arc<dyn Scheduler>> {
+        if self.name != name && self.is_class(name) {
+            return (self.build)(config);
+        }
         let mut fields = config.as_object().cloned().unwrap_or_default();
         let own: Map<String, Value> = serde_json::from_str(self.fields).map_err(Error::custom)?;
         fields.extend(own);
         (self.build)(&Value::Object(fields))
     }
 
-    fn answers_to(&self, name: &str) -> bool {
+    fn is_class(&self, name: &str) -> bool {
         let class = plain(self.class);
-        let is_class = class == name || class.strip_suffix("scheduler") == Some(name);
-        self.name == name || is_class || self.labels.iter().any(|label| plain(label) == name)
+        class == name || class.strip_suffix("scheduler") == Some(name)
+    }
+
+    fn answers_to(&self, name: &str) -> bool {
+        self.name == name
+            || self.is_class(name)
+            || self.labels.iter().any(|label| plain(label) == name)
     }
 }
 
@@ -144,13 +153,13 @@ pub fn from_name(name: &str, config: &Value) -> Result<Arc<dyn Scheduler>> {
     let wanted = wanted.strip_prefix("k_").unwrap_or(&wanted);
     let find = |name: &str| TABLE.iter().find(|entry| entry.answers_to(name));
     if let Some(entry) = find(wanted) {
-        return entry.with_fields(config);
+        return entry.named(wanted, config);
     }
     let split = wanted.match_indices('_').find_map(|(i, _)| {
         let entry = find(&wanted[..i])?;
-        Some((entry, curve(&wanted[i + 1..])?))
+        Some((entry, &wanted[..i], curve(&wanted[i + 1..])?))
     });
-    let Some((entry, curve)) = split else {
+    let Some((entry, sampler, curve)) = split else {
         let names = TABLE.iter().map(|entry| entry.name);
         let labels = TABLE.iter().flat_map(|entry| entry.labels).copied();
         return Err(unknown(name, nearest(wanted, names.chain(labels))));
@@ -159,7 +168,7 @@ pub fn from_name(name: &str, config: &Value) -> Result<Arc<dyn Scheduler>> {
     fields.retain(|name, _| !matches!(name.as_str(), "sigmas" | "timesteps"));
     fields.retain(|name, _| !is_curve_flag(name));
     fields.insert("sigma_schedule".into(), curve.into());
-    entry.with_fields(&Value::Object(fields))
+    entry.named(sampler, &Value::Object(fields))
 }
 
 /// A curve's own name, if a name means one.

@@ -51,6 +51,14 @@ impl Algorithm for Restart {
 
     fn plan(&self, noise: &NoiseSchedule, num_steps: usize) -> Result<Vec<f64>> {
         let sigmas = self.levels.plan_to(Self::GRID, noise, num_steps, 0.0)?;
+        // A list of one's own is walked as it is.
+        let is_list = matches!(
+            self.levels.sigma_schedule,
+            SigmaSchedule::Sigmas(_) | SigmaSchedule::Timesteps(_)
+        );
+        if is_list || sigmas.len() < 2 {
+            return Ok(sigmas);
+        }
         let (restart_steps, times) = match num_steps {
             0..20 => return Ok(sigmas),
             20..36 => (9, 1),

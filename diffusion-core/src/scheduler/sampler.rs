@@ -13,7 +13,7 @@ use crate::rng::NoiseSource;
 const MAX_SIGMA: f64 = (1u64 << 41) as f64;
 
 /// The most steps of a run.
-const MAX_STEPS: usize = 1_000_000;
+pub(super) const MAX_STEPS: usize = 1_000_000;
 
 /// Called after each step; it may stop the run.
 pub type Observer<'a> = dyn FnMut(&StepReport<'_>) -> ControlFlow<()> + 'a;
@@ -264,7 +264,7 @@ impl Sampler<'_> {
         observe: &mut Observer<'_>,
     ) -> Result<Tensor> {
         let sigmas = self.sigmas()?;
-        if start + 1 >= sigmas.len() {
+        if start >= sigmas.len() - 1 {
             let expected = format!("below the number of steps, {}", sigmas.len() - 1);
             return Err(Error::argument("start", expected, start));
         }

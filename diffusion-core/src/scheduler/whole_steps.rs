@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use super::Step;
 use super::levels::Levels;
-use crate::denoise::NoiseSchedule;
+use crate::denoise::{NoiseForm, NoiseSchedule};
 use crate::error::Result;
 
 /// The noise level of a timestep; `last` where it is below the model's first.
@@ -13,6 +13,11 @@ pub(super) fn sigma_at(noise: &NoiseSchedule, timestep: f64, last: f64) -> f64 {
         true => last,
         false => noise.sigma(timestep),
     }
+}
+
+/// Whether a run takes strides of whole timesteps: over the model's own levels, if it has variances.
+pub(super) fn has_strides(levels: &Levels, noise: &NoiseSchedule) -> bool {
+    levels.is_native() && noise.form() == NoiseForm::Variances
 }
 
 /// How many timesteps the published updates go at once: always whole strides, whatever the spacing.
@@ -24,7 +29,7 @@ pub(super) fn stride(step: &Step<'_>) -> f64 {
 /// than `leading`, or step counts that do not divide the timesteps, take the next step from a slightly
 /// different timestep. diffusers does so, and its pictures are the measure.
 pub(super) fn target(levels: &Levels, step: &Step<'_>, last: f64) -> f64 {
-    match levels.is_native() {
+    match has_strides(levels, step.schedule()) {
         true => {
             let timestep = step.timestep(step.sigma()) - stride(step);
             sigma_at(step.schedule(), timestep, last)
