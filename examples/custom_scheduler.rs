@@ -14,7 +14,7 @@ pub struct Ralston;
 
 impl Scheduler for Ralston {
     fn sigmas(&self, noise: &NoiseSchedule, num_steps: usize) -> Result<Vec<f64>> {
-        let mut sigmas = karras_sigmas(noise.sigma_min(), noise.sigma_max(), num_steps);
+        let mut sigmas = karras_sigmas(noise.sigma_min(), noise.sigma_max(), num_steps)?;
         sigmas.push(0.0);
         Ok(sigmas)
     }

@@ -43,9 +43,9 @@ pub struct Expected {
     pub is_distilled: bool,
     /// The most steps that the scheduler can plan. More are an error that names `num_steps`, or a run.
     pub max_steps: usize,
-    /// How far 250 steps may leave the mean off, in units of the standard deviation, and the variance, in
-    /// units of itself, if the scheduler is stochastic. Beside it the sample's own error is allowed.
-    pub variance_error: f64,
+    /// What the variance comes to in 250 steps, in units of the right one, if the scheduler is stochastic:
+    /// 1, unless the exact recursion of its updates over the battery's model gives another.
+    pub variance: f64,
     /// The noise levels of the model's timesteps.
     pub schedule: NoiseSchedule,
 }
@@ -62,7 +62,7 @@ impl Expected {
             couples_batch: false,
             is_distilled: false,
             max_steps: 1000,
-            variance_error: 0.03,
+            variance: 1.0,
             schedule: NoiseSchedule::new(&NoiseScheduleConfig::stable_diffusion())?,
         })
     }

@@ -19,6 +19,7 @@ import brownian
 import equations
 import gradients
 import networks
+import parameters
 import plans
 import published
 import runs
@@ -35,6 +36,7 @@ def main():
     parts = {
         "tokenizers": text.tokenizers,
         "schedulers": schedulers.make,
+        "parameters": parameters.make,
         "plans": plans.make,
         "sigma_schedules": sigma_schedules.make,
         "toy_runs": toy_runs.make,

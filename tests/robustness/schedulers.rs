@@ -6,8 +6,8 @@ use diffusion_core::denoise::{NoiseSchedule, NoiseScheduleConfig};
 use diffusion_core::scheduler::{
     Sampler, SigmaSchedule, entries, from_config, from_name, sigma_schedule,
 };
-use diffusion_core::{ErrorKind, GenerateRequest, Scheduler};
-use diffusion_tests::{TestResult, emoji_pipeline};
+use diffusion_core::{Error, ErrorKind, GenerateRequest, Scheduler};
+use diffusion_tests::{TestResult, emoji_pipeline, golden_json};
 use serde_json::{Value, json};
 
 fn stable_diffusion() -> TestResult<NoiseSchedule> {
@@ -222,6 +222,62 @@ fn fields_out_of_range() {
         "use_beta_sigmas": true,
     });
     assert!(from_config(&both).is_err());
+}
+
+/// Every parameter of diffusers' classes is a field here, describes the model, or is refused by name where a
+/// configuration has another value than the default.
+#[test]
+fn no_parameter_is_dropped() -> TestResult {
+    /// A shift that is not dynamic has no type.
+    const SHIFT: &str = "time_shift_type";
+    /// The seed of fresh noise is the request's.
+    const SEED: &str = "noise_sampler_seed";
+    /// diffusers' classes do not read them, or only for timesteps below 0, to which they never come.
+    const UNREAD: [(&str, &str); 8] = [
+        ("LCMScheduler", "set_alpha_to_one"),
+        ("TCDScheduler", "set_alpha_to_one"),
+        ("TCDScheduler", "clip_sample"),
+        ("TCDScheduler", "clip_sample_range"),
+        ("TCDScheduler", "thresholding"),
+        ("TCDScheduler", "dynamic_thresholding_ratio"),
+        ("TCDScheduler", "sample_max_value"),
+        ("TCDScheduler", "timestep_scaling"),
+    ];
+    let noise =
+        |config: &Value| Ok::<_, Error>(format!("{:?}", NoiseScheduleConfig::from_json(config)?));
+    let rows = golden_json("parameters.json")?;
+    let known: Vec<&str> = entries().iter().map(|entry| entry.class).collect();
+    let mut dropped = Vec::new();
+    let mut checked = 0;
+    for row in rows["classes"].as_array().ok_or("no classes")? {
+        let class = row["class"].as_str().ok_or("no class")?;
+        if !known.contains(&class) {
+            continue;
+        }
+        let plain = from_config(&json!({"_class_name": class}))?
+            .config()
+            .ok_or("no config")?;
+        let fields = plain.as_object().ok_or("no object")?;
+        for (name, default) in row["parameters"].as_object().ok_or("no parameters")? {
+            checked += 1;
+            let name = name.as_str();
+            let describes_model = NoiseScheduleConfig::FIELDS.contains(&name)
+                || noise(&json!({"_class_name": class, name: 0.125}))?
+                    != noise(&json!({"_class_name": class}))?;
+            let has_no_effect = [SHIFT, SEED].contains(&name) || UNREAD.contains(&(class, name));
+            if fields.contains_key(name) || describes_model || has_no_effect {
+                continue;
+            }
+            let same = from_config(&json!({"_class_name": class, name: default}));
+            let other = from_config(&json!({"_class_name": class, name: "another value"}));
+            if same.is_err() || other.is_ok() {
+                dropped.push(format!("{class}: {name} = {default}"));
+            }
+        }
+    }
+    assert!(checked > 300, "{checked}");
+    assert!(dropped.is_empty(), "{}", dropped.join("\n"));
+    Ok(())
 }
 
 #[test]

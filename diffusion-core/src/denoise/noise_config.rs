@@ -135,7 +135,7 @@ impl Default for NoiseScheduleConfig {
 
 impl NoiseScheduleConfig {
     /// The names of all fields, by which a `scheduler_config.json` shows that it describes the model.
-    pub(crate) const FIELDS: [&str; 11] = [
+    pub const FIELDS: [&str; 11] = [
         "num_train_timesteps",
         "beta_start",
         "beta_end",

@@ -33,8 +33,8 @@ impl NoiseSchedule {
     /// Computes the schedule.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for fewer than two timesteps, variances not between 0 and 1, or a form
-    /// whose numbers are out of range.
+    /// [`Error::InvalidArgument`] for fewer than two timesteps, variances not between 0 and 1, a form whose
+    /// numbers are out of range, or levels that do not rise.
     pub fn new(config: &NoiseScheduleConfig) -> Result<Self> {
         let sigmas = match config.form {
             NoiseForm::Variances => sigmas_of_variances(config)?,
@@ -43,7 +43,7 @@ impl NoiseSchedule {
                 let n = config.checked_timesteps()?;
                 (1..=n)
                     .map(|i| flow_to_sigma(shifted(i as f64 / n as f64, shift)))
-                    .collect()
+                    .collect::<Vec<_>>()
             }
             NoiseForm::Edm {
                 sigma_min,
@@ -64,6 +64,12 @@ impl NoiseSchedule {
                     .collect()
             }
         };
+        let rises = sigmas.is_sorted_by(|low, high| low < high);
+        if !(rises && sigmas[0] > 0.0 && sigmas[sigmas.len() - 1].is_finite()) {
+            let expected = "timesteps whose noise levels rise from above 0";
+            let found = format!("{:?} of {} timesteps", config.form, sigmas.len());
+            return Err(Error::argument("noise schedule", expected, found));
+        }
         Ok(Self {
             sigmas,
             prediction_type: config.prediction_type,
@@ -123,6 +129,11 @@ impl NoiseSchedule {
         self.sigmas[self.sigmas.len() - 1]
     }
 
+    /// Whether the highest noise level leaves nothing of the clean latents, or next to nothing.
+    pub fn starts_at_pure_noise(&self) -> bool {
+        self.zero_terminal_snr || matches!(self.form, NoiseForm::Flow { .. })
+    }
+
     /// The noise level of a timestep; between two, the straight line. Outside the range, the nearest end.
     pub fn sigma(&self, timestep: f64) -> f64 {
         match self.form {
@@ -155,10 +166,15 @@ impl NoiseSchedule {
     /// Outside the range, the nearest end.
     pub fn timestep(&self, sigma: f64) -> f64 {
         match self.form {
-            NoiseForm::Variances => self.invert(sigma, f64::ln),
+            NoiseForm::Variances => self.index(sigma),
             NoiseForm::Flow { .. } => self.sigmas.len() as f64 * sigma / (1.0 + sigma),
             NoiseForm::Edm { .. } => 0.25 * sigma.ln(),
         }
+    }
+
+    /// The place of a noise level in [`sigmas`](Self::sigmas): the inverse of [`sigma_log`](Self::sigma_log).
+    pub fn index(&self, sigma: f64) -> f64 {
+        self.invert(sigma, f64::ln)
     }
 
     /// The inverse of [`sigma`](Self::sigma).
@@ -173,6 +189,9 @@ impl NoiseSchedule {
         let above = self.sigmas.partition_point(|&s| s <= sigma);
         let low = above.saturating_sub(1).min(self.sigmas.len() - 2);
         let (from, to) = (scale(self.sigmas[low]), scale(self.sigmas[low + 1]));
+        if sigma >= self.sigmas[low + 1] {
+            return (low + 1) as f64;
+        }
         let weight = (scale(sigma.max(1e-10)) - from) / (to - from);
         low as f64 + weight.clamp(0.0, 1.0)
     }
@@ -348,6 +367,27 @@ mod tests {
             },
             NoiseScheduleConfig {
                 trained_betas: Some(vec![]),
+                ..base.clone()
+            },
+            // Levels that end as one, and that start at 0.
+            NoiseScheduleConfig {
+                beta_start: 0.9,
+                beta_end: 0.99,
+                ..base.clone()
+            },
+            NoiseScheduleConfig {
+                beta_start: 1e-18,
+                beta_end: 1e-18,
+                ..base.clone()
+            },
+            NoiseScheduleConfig {
+                beta_start: 1e-18,
+                beta_end: 1e-18,
+                rescale_betas_zero_snr: true,
+                ..base.clone()
+            },
+            NoiseScheduleConfig {
+                form: NoiseForm::Flow { shift: 1e300 },
                 ..base
             },
         ] {

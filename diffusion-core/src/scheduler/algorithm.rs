@@ -9,15 +9,23 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::levels::{Grid, Levels, SigmaSchedule};
-use super::sampler::MAX_STEPS;
+use super::sampler::check_steps;
 use super::{Scheduler, Solver};
-use crate::config::{parse, require_defaults};
+use crate::config::parse;
 use crate::denoise::NoiseSchedule;
 use crate::error::{Error, Result};
 use crate::rng::NoiseKind;
 
 /// Where errors say that a field stands.
 const PLACE: &str = "scheduler config";
+
+/// Names of options, and values.
+pub(super) type Options = Vec<(&'static str, Vec<Value>)>;
+
+/// The values of an option.
+pub(super) fn only<T: Into<Value>, const N: usize>(values: [T; N]) -> Vec<Value> {
+    values.map(Into::into).into()
+}
 
 /// A scheduler with configurable noise levels: all those of this crate.
 pub trait WithLevels: Sized {
@@ -60,9 +68,9 @@ pub(super) trait Algorithm:
         Self::default()
     }
 
-    /// Options of the class that would change the picture and are not known here, each with the one value
-    /// that is.
-    fn unknown_options() -> Vec<(&'static str, Value)> {
+    /// Options of the class that would change the picture and are not known here, each with the values that
+    /// do not, beside an absent one.
+    fn unknown_options() -> Options {
         Vec::new()
     }
 
@@ -97,14 +105,10 @@ pub(super) trait Algorithm:
 
 impl<A: Algorithm> Scheduler for A {
     fn sigmas(&self, noise: &NoiseSchedule, num_steps: usize) -> Result<Vec<f64>> {
+        self.levels().check()?;
         self.check()?;
-        match num_steps {
-            1..=MAX_STEPS => self.plan(noise, num_steps),
-            _ => {
-                let expected = format!("1 to {MAX_STEPS}");
-                Err(Error::argument("num_steps", expected, num_steps))
-            }
-        }
+        check_steps(num_steps)?;
+        self.plan(noise, num_steps)
     }
 
     fn solver(&self) -> Box<dyn Solver> {
@@ -144,7 +148,13 @@ impl<A: Algorithm> Scheduler for A {
 
 /// Reads a configuration: fields that are absent or null are the class's own.
 pub(super) fn from_fields<A: Algorithm>(config: &Value) -> Result<Arc<dyn Scheduler>> {
-    require_defaults(A::CLASS, config, &A::unknown_options())?;
+    // Options that another class wrote are not this one's.
+    if config["_class_name"]
+        .as_str()
+        .is_none_or(|class| class == A::CLASS)
+    {
+        refuse_unknown::<A>(config)?;
+    }
     let mut fields = serde_json::to_value(A::class_defaults()).map_err(Error::custom)?;
     if let (Some(fields), Some(given)) = (fields.as_object_mut(), config.as_object()) {
         // A curve that is given takes the place of the class's own, however either is written.
@@ -161,8 +171,25 @@ pub(super) fn from_fields<A: Algorithm>(config: &Value) -> Result<Arc<dyn Schedu
         fields.extend(given.map(|(name, value)| (name.clone(), value.clone())));
     }
     let algorithm: A = parse(Path::new(PLACE), &fields)?;
+    algorithm.levels().check()?;
     algorithm.check()?;
     Ok(Arc::new(algorithm))
+}
+
+fn refuse_unknown<A: Algorithm>(config: &Value) -> Result<()> {
+    for (name, allowed) in A::unknown_options() {
+        let found = &config[name];
+        if !found.is_null() && !allowed.contains(found) {
+            let allowed: Vec<String> = allowed.iter().map(Value::to_string).collect();
+            let hint = match allowed.is_empty() {
+                true => "leave it out".to_owned(),
+                false => format!("it must be {} or absent", allowed.join(", ")),
+            };
+            let what = format!("{} with {name} = {found}", A::CLASS);
+            return Err(Error::unsupported(what, hint));
+        }
+    }
+    Ok(())
 }
 
 fn has_option<A: Algorithm>(name: &str) -> bool {

@@ -1,15 +1,22 @@
 //! Solvers for distilled models: latent consistency and trajectory consistency.
 
+use std::ops::RangeInclusive;
+
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::algorithm::{Algorithm, with_levels};
 use super::levels::{Grid, Levels, TimestepSpacing};
 use super::limits::Limits;
-use super::updates::{eta_of, noise_of, renoise};
+use super::updates::{MAX_FACTOR, check_order, check_range, eta_of, noise_of, renoise};
+use super::whole_steps::training_time;
 use super::{Solver, Step};
 use crate::denoise::NoiseSchedule;
 use crate::error::{Error, Result};
+
+const ORIGINAL_STEPS: &str = "original_inference_steps";
+/// As many as models have timesteps.
+const ANY_STEPS: RangeInclusive<usize> = 1..=1_000_000;
 
 /// LCM: jumps to clean latents and back to the next noise level; one evaluation a step, stochastic; 1 to 8
 /// steps with a distilled model. diffusers' `LCMScheduler`.
@@ -47,6 +54,8 @@ impl Algorithm for Lcm {
     const HAS_END: bool = false;
 
     fn check(&self) -> Result<()> {
+        check_order(ORIGINAL_STEPS, self.original_inference_steps, ANY_STEPS)?;
+        check_range("timestep_scaling", self.timestep_scaling, 0.0..=MAX_FACTOR)?;
         self.limits.check()
     }
 
@@ -72,11 +81,12 @@ impl Lcm {
         const SIGMA_DATA: f64 = 0.5;
         let (sigma, next) = (step.sigma(), step.sigma_next());
         let limited = self.limits.apply(step.denoise(latents, sigma)?)?;
-        let scaled = step.timestep(sigma) * self.timestep_scaling;
+        let scaled = training_time(step, sigma) * self.timestep_scaling;
         let length = scaled.hypot(SIGMA_DATA);
         let (skip, out) = ((SIGMA_DATA / length).powi(2), scaled / length);
         // The boundary condition mixes in latents as the model takes them.
-        let skip = skip * step.schedule().input_scale(sigma);
+        let noise = step.schedule();
+        let skip = skip * noise.input_scale(sigma) / noise.input_scale(0.0);
         let clean = step.combine(&[(out, &limited), (skip, latents)])?;
         renoise(step, clean, (sigma, next), next)
     }
@@ -114,6 +124,11 @@ impl Algorithm for Tcd {
     const HAS_CURVES: bool = false;
     const HAS_END: bool = false;
 
+    fn check(&self) -> Result<()> {
+        check_order(ORIGINAL_STEPS, self.original_inference_steps, ANY_STEPS)?;
+        check_range("eta", self.eta, 0.0..=1.0)
+    }
+
     fn plan(&self, noise: &NoiseSchedule, num_steps: usize) -> Result<Vec<f64>> {
         let last = noise.sigma_min();
         distilled_levels(
@@ -130,16 +145,13 @@ impl Algorithm for Tcd {
         Box::new(move |step: &mut Step<'_>, latents: &Tensor| {
             let (sigma, next) = (step.sigma(), step.sigma_next());
             let eta = eta_of(step, eta)?;
-            let timestep = (1.0 - eta) * step.timestep(next);
+            let noise = step.schedule();
+            let place = (1.0 - eta) * noise.index(next);
             // Levels of one's own are not those of whole timesteps.
-            let timestep = if is_native {
-                timestep.floor()
-            } else {
-                timestep
-            };
+            let place = if is_native { place.floor() } else { place };
             let down = match eta {
                 0.0 => next,
-                _ => step.schedule().sigma(timestep).min(next),
+                _ => noise.sigma_log(place).min(next),
             };
             let denoised = step.denoise(latents, sigma)?;
             let noise = noise_of(step, latents, &denoised, sigma)?;
@@ -166,11 +178,7 @@ fn distilled_levels(
     let total = noise.num_train_timesteps();
     if !(1..=total).contains(&original_steps) {
         let expected = format!("1 to {total}, the model's timesteps");
-        return Err(Error::argument(
-            "original_inference_steps",
-            expected,
-            original_steps,
-        ));
+        return Err(Error::argument(ORIGINAL_STEPS, expected, original_steps));
     }
     if num_steps > original_steps {
         let expected = format!("1 to {original_steps}, the steps that the model was distilled on");
@@ -179,7 +187,7 @@ fn distilled_levels(
     let stride = total / original_steps;
     let mut sigmas: Vec<f64> = (0..num_steps)
         .map(|i| original_steps - i * original_steps / num_steps)
-        .map(|place| noise.sigma((place * stride - 1) as f64))
+        .map(|place| noise.sigmas()[place * stride - 1])
         .collect();
     sigmas.push(last);
     Ok(sigmas)

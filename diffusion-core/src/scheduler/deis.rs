@@ -5,13 +5,13 @@ use std::collections::VecDeque;
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::algorithm::{Algorithm, with_levels};
+use super::algorithm::{Algorithm, Options, only, with_levels};
 use super::levels::{FinalSigmas, Grid, Levels, SigmaSchedule};
 use super::limits::Thresholding;
-use super::updates::{falling, noise_of, straight};
+use super::updates::{check_order, falling, noise_of, straight};
 use super::{Solver, Step};
 use crate::denoise::NoiseSchedule;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// DEIS: the polynomial in the logarithm of the noise level through the noise of the last steps; order 1
 /// to 3, one evaluation a step, deterministic. It ends at the model's lowest noise level. diffusers'
@@ -52,12 +52,18 @@ impl Algorithm for Deis {
     const GRID: Grid = Grid::Rounded;
     const HAS_END: bool = false;
 
+    fn unknown_options() -> Options {
+        let types = ["logrho", "midpoint", "heun", "bh1", "bh2"];
+        vec![
+            ("algorithm_type", only(["deis", "dpmsolver", "dpmsolver++"])),
+            ("solver_type", only(types)),
+            ("use_dynamic_shifting", only([false])),
+        ]
+    }
+
     fn check(&self) -> Result<()> {
         self.thresholding.check()?;
-        match self.solver_order {
-            1..=3 => Ok(()),
-            order => Err(Error::argument("solver_order", "1 to 3", order)),
-        }
+        check_order("solver_order", self.solver_order, 1..=3)
     }
 
     fn plan(&self, noise: &NoiseSchedule, num_steps: usize) -> Result<Vec<f64>> {

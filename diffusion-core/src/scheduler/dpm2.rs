@@ -4,8 +4,9 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::algorithm::{Algorithm, with_levels};
+use super::axis::Axis;
 use super::levels::{Grid, Levels, SigmaSchedule};
-use super::updates::{Churn, FreshNoise, ancestral, eta_of, noise_of, renoise, straight};
+use super::updates::{Churn, FreshNoise, ancestral, eta_of, renoise, straight};
 use super::{Solver, Step};
 use crate::denoise::{NoiseForm, NoiseSchedule};
 use crate::error::Result;
@@ -122,9 +123,11 @@ fn midpoint_step(step: &mut Step<'_>, latents: &Tensor, sigma: f64, to: f64) -> 
     if to == 0.0 {
         return straight(step, latents, &denoised, sigma, to);
     }
-    let middle = (sigma * to).sqrt();
+    let axis = Axis::of(step.schedule());
+    let (place, place_to) = (axis.place(sigma), axis.place(to));
+    let middle = axis.level((place * place_to).sqrt());
     let halfway = straight(step, latents, &denoised, sigma, middle)?;
     let denoised_halfway = step.denoise(&halfway, middle)?;
-    let slope = noise_of(step, &halfway, &denoised_halfway, middle)?;
-    step.combine(&[(1.0, latents), (to - sigma, &slope)])
+    let slope = axis.slope(step, &halfway, &denoised_halfway, middle)?;
+    axis.moved(step, latents, (sigma, to), &[(place_to - place, &slope)])
 }

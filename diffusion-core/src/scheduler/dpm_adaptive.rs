@@ -4,8 +4,9 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::algorithm::{Algorithm, with_levels};
+use super::axis::Axis;
 use super::levels::{Grid, Levels, SigmaSchedule};
-use super::updates::{FreshNoise, ancestral, check_range, eta_of, noise_of, renoise};
+use super::updates::{FreshNoise, ancestral, check_order, check_range, eta_of, renoise};
 use super::{Solver, Step};
 use crate::denoise::NoiseSchedule;
 use crate::error::{Error, Result};
@@ -17,7 +18,7 @@ use crate::error::{Error, Result};
 /// Source: Lu et al., "DPM-Solver", 2022, section 3.4.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DpmFast {
-    /// The noise levels, of which only the first and the last count.
+    /// The noise levels, of which only the first and the last above 0 count.
     #[serde(flatten)]
     pub levels: Levels,
     /// Fresh noise after each step.
@@ -39,11 +40,12 @@ impl Algorithm for DpmFast {
     const GRID: Grid = Grid::Fractional;
 
     fn plan(&self, noise: &NoiseSchedule, num_steps: usize) -> Result<Vec<f64>> {
-        let noise = noise.with_finite_terminal_snr();
-        let count = num_steps / 3 + 1;
-        let ratio = noise.sigma_min() / noise.sigma_max();
-        let place = |i: usize| ratio.powf(i as f64 / count as f64);
-        Ok((0..=count).map(|i| noise.sigma_max() * place(i)).collect())
+        let (axis, count) = (Axis::of(noise), num_steps / 3 + 1);
+        let (high, low) = ends(&self.levels, noise, num_steps)?;
+        let (from, to) = (axis.place(high), axis.place(low));
+        let between =
+            (1..count).map(|i| axis.level(from * (to / from).powf(i as f64 / count as f64)));
+        Ok([high].into_iter().chain(between).chain([low]).collect())
     }
 
     fn check(&self) -> Result<()> {
@@ -63,11 +65,11 @@ impl Algorithm for DpmFast {
                 _ => 3,
             };
             let (down, up) = down_and_up(step, sigma, next, eta_of(step, eta)?);
-            let slope = slope_at(step, latents, sigma)?;
+            let start = Start::new(step, latents, sigma)?;
             let moved = match order {
-                1 => first_order(step, latents, &slope, sigma, down)?,
-                2 => second_order(step, latents, &slope, sigma, down, 0.5)?.0,
-                _ => third_order(step, latents, &slope, sigma, down)?.1,
+                1 => start.first_order(step, down)?,
+                2 => start.second_order(step, down, 0.5)?.0,
+                _ => start.third_order(step, down)?.1,
             };
             renoise(step, moved, (sigma, next), up * s_noise)
         })
@@ -83,7 +85,7 @@ impl Algorithm for DpmFast {
 /// for the step controller.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DpmAdaptive {
-    /// The noise levels, of which only the first and the last count.
+    /// The noise levels, of which only the first and the last above 0 count.
     #[serde(flatten)]
     pub levels: Levels,
     /// The order, 2 or 3.
@@ -120,9 +122,7 @@ impl Algorithm for DpmAdaptive {
     const GRID: Grid = Grid::Fractional;
 
     fn check(&self) -> Result<()> {
-        if !matches!(self.solver_order, 2 | 3) {
-            return Err(Error::argument("solver_order", "2 or 3", self.solver_order));
-        }
+        check_order("solver_order", self.solver_order, 2..=3)?;
         self.fresh.check()?;
         let positive = f64::MIN_POSITIVE..=f64::MAX;
         check_range("rtol", self.rtol, positive.clone())?;
@@ -132,9 +132,9 @@ impl Algorithm for DpmAdaptive {
         Ok(())
     }
 
-    fn plan(&self, noise: &NoiseSchedule, _num_steps: usize) -> Result<Vec<f64>> {
-        let noise = noise.with_finite_terminal_snr();
-        Ok(vec![noise.sigma_max(), noise.sigma_min()])
+    fn plan(&self, noise: &NoiseSchedule, num_steps: usize) -> Result<Vec<f64>> {
+        let (high, low) = ends(&self.levels, noise, num_steps)?;
+        Ok(vec![high, low])
     }
 
     fn begin(&self) -> Box<dyn Solver> {
@@ -158,23 +158,26 @@ impl DpmAdaptive {
         } else {
             self.solver_order as f64
         };
-        let lowest = step.sigma_next();
+        let (axis, lowest) = (Axis::of(step.schedule()), step.sigma_next());
         let (mut sigma, mut length) = (step.sigma(), self.h_init);
-        let (mut latents, mut before) = (latents.clone(), latents.clone());
+        let mut latents = latents.clone();
+        let mut before = (latents.clone(), axis.stretch(sigma));
         for _ in 0..MAX_STEPS {
-            if (sigma / lowest).ln() <= CLOSE {
+            let place = axis.place(sigma);
+            if (place / axis.place(lowest)).ln() <= CLOSE {
                 return Ok(latents);
             }
-            let next = (sigma * (-length).exp()).max(lowest);
+            let next = axis.level(place * (-length).exp()).max(lowest);
             let (down, up) = down_and_up(step, sigma, next, eta);
-            let slope = slope_at(step, &latents, sigma)?;
+            let start = Start::new(step, &latents, sigma)?;
             let (low, high) = match self.solver_order {
                 2 => (
-                    first_order(step, &latents, &slope, sigma, down)?,
-                    second_order(step, &latents, &slope, sigma, down, 0.5)?.0,
+                    start.first_order(step, down)?,
+                    start.second_order(step, down, 0.5)?.0,
                 ),
-                _ => third_order(step, &latents, &slope, sigma, down)?,
+                _ => start.third_order(step, down)?,
             };
+            let low = (low, axis.stretch(down));
             let error = self.error(&low, &high, &before)?;
             if !error.is_finite() {
                 break;
@@ -196,15 +199,34 @@ impl DpmAdaptive {
         Err(Error::custom(reason))
     }
 
-    /// How far both orders are from each other, by the tolerance, as a root mean square.
-    fn error(&self, low: &Tensor, high: &Tensor, before: &Tensor) -> Result<f64> {
-        let values = |tensor: &Tensor| Ok::<_, Error>(tensor.flatten_all()?.to_vec1::<f32>()?);
-        let (low, high, before) = (values(low)?, values(high)?, values(before)?);
+    /// How far both orders are from each other, by the tolerance, as a root mean square. Latents are as they
+    /// step along the axis: `low` and `before` stand beside how much larger they are.
+    fn error(&self, low: &(Tensor, f64), high: &Tensor, before: &(Tensor, f64)) -> Result<f64> {
+        let values = |tensor: &Tensor, stretch: f64| {
+            let values = (tensor.flatten_all()? / stretch)?.to_vec1::<f32>()?;
+            Ok::<_, Error>(values)
+        };
+        let high = values(high, low.1)?;
+        let (low, before) = (values(&low.0, low.1)?, values(&before.0, before.1)?);
         let squares = low.iter().zip(&high).zip(&before).map(|((l, h), b)| {
             let tolerance = self.atol.max(self.rtol * f64::from(l.abs().max(b.abs())));
             (f64::from(l - h) / tolerance).powi(2)
         });
         Ok((squares.sum::<f64>() / low.len() as f64).sqrt())
+    }
+}
+
+/// The first level of a plan, and the last above 0.
+fn ends(levels: &Levels, noise: &NoiseSchedule, num_steps: usize) -> Result<(f64, f64)> {
+    // A single step has one level.
+    let plan = levels.plan(Grid::Fractional, noise, num_steps.max(2))?;
+    let low = plan.iter().rev().find(|sigma| **sigma > 0.0);
+    match (plan.first(), low) {
+        (Some(&high), Some(&low)) if low < high => Ok((high, low)),
+        _ => {
+            let expected = "two noise levels above 0, falling";
+            Err(Error::argument("sigmas", expected, format!("{plan:?}")))
+        }
     }
 }
 
@@ -215,67 +237,67 @@ fn down_and_up(step: &Step<'_>, sigma: f64, next: f64, eta: f64) -> (f64, f64) {
     (down, (next * next - down * down).max(0.0).sqrt())
 }
 
-fn slope_at(step: &mut Step<'_>, latents: &Tensor, sigma: f64) -> Result<Tensor> {
+/// What a step starts from.
+struct Start<'a> {
+    axis: Axis,
+    latents: &'a Tensor,
+    sigma: f64,
+    slope: Tensor,
+}
+
+impl<'a> Start<'a> {
+    fn new(step: &mut Step<'_>, latents: &'a Tensor, sigma: f64) -> Result<Self> {
+        let axis = Axis::of(step.schedule());
+        let slope = slope_at(axis, step, latents, sigma)?;
+        Ok(Self {
+            axis,
+            latents,
+            sigma,
+            slope,
+        })
+    }
+
+    fn first_order(&self, step: &Step<'_>, to: f64) -> Result<Tensor> {
+        let length = self.axis.place(to) - self.axis.place(self.sigma);
+        self.moved(step, to, &[(length, &self.slope)])
+    }
+
+    /// The latents, and the slope at the share `r` of the way.
+    fn second_order(&self, step: &mut Step<'_>, to: f64, r: f64) -> Result<(Tensor, Tensor)> {
+        let (from, end) = (self.axis.place(self.sigma), self.axis.place(to));
+        let between = self.axis.level(from * (end / from).powf(r));
+        let there = self.first_order(step, between)?;
+        let slope_there = slope_at(self.axis, step, &there, between)?;
+        let change = (end - from) / (2.0 * r);
+        let slopes = [(end - from - change, &self.slope), (change, &slope_there)];
+        Ok((self.moved(step, to, &slopes)?, slope_there))
+    }
+
+    /// The latents by second and by third order.
+    fn third_order(&self, step: &mut Step<'_>, to: f64) -> Result<(Tensor, Tensor)> {
+        const R1: f64 = 1.0 / 3.0;
+        const R2: f64 = 2.0 / 3.0;
+        let (low, slope_one) = self.second_order(step, to, R1)?;
+        let (from, end) = (self.axis.place(self.sigma), self.axis.place(to));
+        let h = (from / end).ln();
+        let place = from * (end / from).powf(R2);
+        let between = self.axis.level(place);
+        let change = (R2 / R1) * (place - (from - place) / (R2 * h));
+        let slopes = [(place - from - change, &self.slope), (change, &slope_one)];
+        let there = self.moved(step, between, &slopes)?;
+        let slope_two = slope_at(self.axis, step, &there, between)?;
+        let change = (end - (from - end) / h) / R2;
+        let slopes = [(end - from - change, &self.slope), (change, &slope_two)];
+        Ok((low, self.moved(step, to, &slopes)?))
+    }
+
+    fn moved(&self, step: &Step<'_>, to: f64, slopes: &[(f64, &Tensor)]) -> Result<Tensor> {
+        self.axis
+            .moved(step, self.latents, (self.sigma, to), slopes)
+    }
+}
+
+fn slope_at(axis: Axis, step: &mut Step<'_>, latents: &Tensor, sigma: f64) -> Result<Tensor> {
     let denoised = step.denoise(latents, sigma)?;
-    noise_of(step, latents, &denoised, sigma)
-}
-
-fn first_order(
-    step: &Step<'_>,
-    latents: &Tensor,
-    slope: &Tensor,
-    from: f64,
-    to: f64,
-) -> Result<Tensor> {
-    step.combine(&[(1.0, latents), (to - from, slope)])
-}
-
-/// The latents, and the slope at the share `r` of the way.
-fn second_order(
-    step: &mut Step<'_>,
-    latents: &Tensor,
-    slope: &Tensor,
-    from: f64,
-    to: f64,
-    r: f64,
-) -> Result<(Tensor, Tensor)> {
-    let between = from * (to / from).powf(r);
-    let there = first_order(step, latents, slope, from, between)?;
-    let slope_there = slope_at(step, &there, between)?;
-    let change = (to - from) / (2.0 * r);
-    let moved = step.combine(&[
-        (1.0, latents),
-        (to - from - change, slope),
-        (change, &slope_there),
-    ])?;
-    Ok((moved, slope_there))
-}
-
-/// The latents by second and by third order.
-fn third_order(
-    step: &mut Step<'_>,
-    latents: &Tensor,
-    slope: &Tensor,
-    from: f64,
-    to: f64,
-) -> Result<(Tensor, Tensor)> {
-    const R1: f64 = 1.0 / 3.0;
-    const R2: f64 = 2.0 / 3.0;
-    let (low, slope_one) = second_order(step, latents, slope, from, to, R1)?;
-    let h = (from / to).ln();
-    let between = from * (to / from).powf(R2);
-    let change = (R2 / R1) * (between - (from - between) / (R2 * h));
-    let there = step.combine(&[
-        (1.0, latents),
-        (between - from - change, slope),
-        (change, &slope_one),
-    ])?;
-    let slope_two = slope_at(step, &there, between)?;
-    let change = (to - (from - to) / h) / R2;
-    let high = step.combine(&[
-        (1.0, latents),
-        (to - from - change, slope),
-        (change, &slope_two),
-    ])?;
-    Ok((low, high))
+    axis.slope(step, latents, &denoised, sigma)
 }

@@ -4,10 +4,11 @@ use std::collections::VecDeque;
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
-use super::algorithm::{Algorithm, with_levels};
-use super::dpm_updates::{DpmAlgorithm, DpmUpdate, SolverType, check_order};
+use super::algorithm::{Algorithm, Options, with_levels};
+use super::dpm_updates::{
+    DpmAlgorithm, DpmUpdate, SolverType, check_dpm_order, unknown_of_dpm_solvers,
+};
 use super::levels::{Grid, Levels, SigmaSchedule};
 use super::limits::Thresholding;
 use super::updates::{falling, straight};
@@ -58,13 +59,13 @@ impl Algorithm for DpmSolverMultistep {
     const CLASS: &'static str = "DPMSolverMultistepScheduler";
     const GRID: Grid = Grid::Rounded;
 
-    fn unknown_options() -> Vec<(&'static str, Value)> {
-        vec![("lambda_min_clipped", Value::Null)]
+    fn unknown_options() -> Options {
+        unknown_of_dpm_solvers()
     }
 
     fn check(&self) -> Result<()> {
         self.thresholding.check()?;
-        check_order(self.solver_order, self.algorithm_type)
+        check_dpm_order(self.solver_order, self.algorithm_type)
     }
 
     fn begin(&self) -> Box<dyn Solver> {

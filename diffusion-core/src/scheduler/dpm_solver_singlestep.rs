@@ -4,10 +4,11 @@ use std::collections::VecDeque;
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
-use super::algorithm::{Algorithm, with_levels};
-use super::dpm_updates::{DpmAlgorithm, DpmUpdate, SolverType, check_order};
+use super::algorithm::{Algorithm, Options, with_levels};
+use super::dpm_updates::{
+    DpmAlgorithm, DpmUpdate, SolverType, check_dpm_order, unknown_of_dpm_solvers,
+};
 use super::levels::{FinalSigmas, Grid, Levels, SigmaSchedule};
 use super::limits::Thresholding;
 use super::updates::{falling, straight};
@@ -55,8 +56,8 @@ impl Algorithm for DpmSolverSinglestep {
     const GRID: Grid = Grid::Rounded;
     const HAS_SPACING: bool = false;
 
-    fn unknown_options() -> Vec<(&'static str, Value)> {
-        vec![("lambda_min_clipped", Value::Null)]
+    fn unknown_options() -> Options {
+        unknown_of_dpm_solvers()
     }
 
     fn check(&self) -> Result<()> {
@@ -65,7 +66,7 @@ impl Algorithm for DpmSolverSinglestep {
             let expected = "dpmsolver, dpmsolver++ or sde-dpmsolver++ in single steps";
             return Err(Error::argument("algorithm_type", expected, "sde-dpmsolver"));
         }
-        check_order(self.solver_order, self.algorithm_type)
+        check_dpm_order(self.solver_order, self.algorithm_type)
     }
 
     fn begin(&self) -> Box<dyn Solver> {

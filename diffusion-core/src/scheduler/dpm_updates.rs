@@ -4,8 +4,9 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::Step;
-use super::updates::{noise_of, renoise};
-use crate::error::{Error, Result};
+use super::algorithm::{Options, only};
+use super::updates::{check_order, noise_of, renoise};
+use crate::error::Result;
 
 /// What is integrated, and whether fresh noise comes in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -58,20 +59,30 @@ pub enum SolverType {
 }
 
 /// Refuses orders other than 1 to 3, and the one that is not published.
-pub(super) fn check_order(order: usize, algorithm: DpmAlgorithm) -> Result<()> {
+pub(super) fn check_dpm_order(order: usize, algorithm: DpmAlgorithm) -> Result<()> {
     let highest = match algorithm {
         DpmAlgorithm::SdeDpmSolver => 2,
         _ => 3,
     };
-    match (1..=highest).contains(&order) {
-        true => Ok(()),
-        false => Err(Error::argument(
-            "solver_order",
-            format!("1 to {highest}"),
-            order,
-        )),
-    }
+    check_order("solver_order", order, 1..=highest)
 }
+
+/// The options of diffusers' classes that are not known here.
+pub(super) fn unknown_of_dpm_solvers() -> Options {
+    vec![
+        ("lambda_min_clipped", vec![]),
+        ("use_dynamic_shifting", only([false])),
+        ("variance_type", only(FIXED_VARIANCES)),
+    ]
+}
+
+/// Where a model does not predict variances beside the noise; which of them it is does not matter to solvers.
+pub(super) const FIXED_VARIANCES: [&str; 4] = [
+    "fixed_small",
+    "fixed_small_log",
+    "fixed_large",
+    "fixed_large_log",
+];
 
 /// The weights of one step: of the latents, of the value, and of its slope and curvature over the step.
 pub(super) struct DpmUpdate {

@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 use super::algorithm::{Algorithm, with_levels};
 use super::dpm_updates::SolverType;
 use super::levels::{Grid, Levels, SigmaSchedule};
-use super::updates::{FreshNoise, ancestral, eta_of, renoise, straight};
+use super::updates::{FreshNoise, ancestral, check_order, eta_of, renoise, straight};
 use super::{Solver, Step};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::rng::NoiseKind;
 
 /// DPM++ SDE: two evaluations a step, the second at the middle of the logarithms; stochastic, with noise
@@ -105,10 +105,7 @@ impl Algorithm for DpmPpMultistepSde {
 
     fn check(&self) -> Result<()> {
         self.fresh.check()?;
-        match self.solver_order {
-            2 | 3 => Ok(()),
-            order => Err(Error::argument("solver_order", "2 or 3", order)),
-        }
+        check_order("solver_order", self.solver_order, 2..=3)
     }
 
     fn fresh_noise(&self) -> NoiseKind {

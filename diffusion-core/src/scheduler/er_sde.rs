@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::algorithm::{Algorithm, with_levels};
 use super::levels::{Grid, Levels, SigmaSchedule};
-use super::updates::{check_range, renoise};
+use super::updates::{MAX_FACTOR, check_order, check_range, renoise};
 use super::{Solver, Step};
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// ER-SDE: order 1 to 3 over the last steps, one evaluation a step, stochastic. ComfyUI's `er_sde`.
 ///
@@ -41,11 +41,8 @@ impl Algorithm for ErSde {
     const GRID: Grid = Grid::Fractional;
 
     fn check(&self) -> Result<()> {
-        check_range("s_noise", self.s_noise, 0.0..=f64::MAX)?;
-        match self.solver_order {
-            1..=3 => Ok(()),
-            order => Err(Error::argument("solver_order", "1 to 3", order)),
-        }
+        check_range("s_noise", self.s_noise, 0.0..=MAX_FACTOR)?;
+        check_order("solver_order", self.solver_order, 1..=3)
     }
 
     fn begin(&self) -> Box<dyn Solver> {
@@ -64,19 +61,24 @@ struct ErSdeSolver {
     history: VecDeque<(f64, Tensor, Option<Tensor>)>,
 }
 
-/// The function of the noise level that says how much fresh noise comes in: the paper's fifth.
-fn noise_scale(sigma: f64) -> f64 {
-    sigma * (sigma.powf(0.3).exp() + 10.0)
+/// The function of the noise level that says how much fresh noise comes in, `sigma * (exp(sigma^0.3) + 10)`,
+/// the paper's fifth: its value at `sigma` by that at `other`. High levels have none that is finite.
+fn noise_ratio(sigma: f64, other: f64) -> f64 {
+    let log = |sigma: f64| {
+        let power = sigma.powf(0.3);
+        sigma.ln() + power + (10.0 * (-power).exp()).ln_1p()
+    };
+    (log(sigma) - log(other)).exp()
 }
 
-/// The integrals from `to` to `from` of the reciprocal of [`noise_scale`], and of that times the distance
-/// from `from`, by the reference's 200 points.
+/// The integrals from `to` to `from` of [`noise_ratio`]: of that of `to`, and of that times the distance from
+/// `from`, by the reference's 200 points.
 fn integrals(from: f64, to: f64) -> (f64, f64) {
     const POINTS: u32 = 200;
     let width = (from - to) / f64::from(POINTS);
     (0..POINTS).fold((0.0, 0.0), |(plain, moment), i| {
         let at = to + f64::from(i) * width;
-        let share = width / noise_scale(at);
+        let share = width * noise_ratio(to, at);
         (plain + share, moment + (at - from) * share)
     })
 }
@@ -88,7 +90,7 @@ impl Solver for ErSdeSolver {
         if next == 0.0 {
             return Ok(denoised);
         }
-        let ratio = noise_scale(next) / noise_scale(sigma);
+        let ratio = noise_ratio(next, sigma);
         let moved = step.combine(&[(ratio, latents), (1.0 - ratio, &denoised)])?;
         let mut terms = vec![(1.0, &moved)];
         let change = next - sigma;
@@ -103,9 +105,9 @@ impl Solver for ErSdeSolver {
             _ => None,
         };
         if let Some(slope) = &slope {
-            terms.push((change + plain * noise_scale(next), slope));
+            terms.push((change + plain, slope));
         }
-        let curvature_weight = 0.5 * change * change + moment * noise_scale(next);
+        let curvature_weight = 0.5 * change * change + moment;
         let older = before.and_then(|(_, _, slope)| slope.as_ref().zip(self.history.get(1)));
         if let (Some(slope), Some((slope_before, (level, ..))), 3) =
             (&slope, older, self.config.solver_order)

@@ -2,9 +2,8 @@
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 
-use super::algorithm::{Algorithm, with_levels};
+use super::algorithm::{Algorithm, Options, only, with_levels};
 use super::levels::{Grid, Levels, SigmaSchedule};
 use super::updates::{Churn, FreshNoise, ancestral, eta_of, noise_of, renoise, straight};
 use super::{Solver, Step};
@@ -38,12 +37,12 @@ impl Algorithm for Euler {
     const CLASS: &'static str = "EulerDiscreteScheduler";
     const GRID: Grid = Grid::Fractional;
 
-    fn unknown_options() -> Vec<(&'static str, Value)> {
+    fn unknown_options() -> Options {
         vec![
-            ("interpolation_type", json!("linear")),
-            ("sigma_max", Value::Null),
-            ("sigma_min", Value::Null),
-            ("timestep_type", json!("discrete")),
+            ("interpolation_type", only(["linear"])),
+            ("sigma_max", vec![]),
+            ("sigma_min", vec![]),
+            ("timestep_type", only(["discrete"])),
         ]
     }
 
@@ -52,8 +51,7 @@ impl Algorithm for Euler {
     }
 
     fn begin(&self) -> Box<dyn Solver> {
-        let churn = self.churn;
-        Box::new(move |step: &mut Step<'_>, latents: &Tensor| euler_step(&churn, step, latents))
+        euler(self.churn)
     }
 }
 
@@ -89,15 +87,16 @@ impl Algorithm for EdmEuler {
     }
 
     fn begin(&self) -> Box<dyn Solver> {
-        let churn = self.churn;
-        Box::new(move |step: &mut Step<'_>, latents: &Tensor| euler_step(&churn, step, latents))
+        euler(self.churn)
     }
 }
 
-fn euler_step(churn: &Churn, step: &mut Step<'_>, latents: &Tensor) -> Result<Tensor> {
-    let (latents, sigma) = churn.apply(step, latents)?;
-    let denoised = step.denoise(&latents, sigma)?;
-    straight(step, &latents, &denoised, sigma, step.sigma_next())
+fn euler(churn: Churn) -> Box<dyn Solver> {
+    Box::new(move |step: &mut Step<'_>, latents: &Tensor| {
+        let (latents, sigma) = churn.apply(step, latents)?;
+        let denoised = step.denoise(&latents, sigma)?;
+        straight(step, &latents, &denoised, sigma, step.sigma_next())
+    })
 }
 
 /// Euler's method with fresh noise in each step: first order, one evaluation a step, stochastic.

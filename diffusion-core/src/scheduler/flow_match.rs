@@ -2,10 +2,12 @@
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 
-use super::algorithm::{Algorithm, with_levels};
+use super::algorithm::{Algorithm, Options, only, with_levels};
+use super::axis::Axis;
+use super::heun::heun_step;
 use super::levels::{Grid, Levels, SigmaSchedule};
+use super::limits::ClipSample;
 use super::updates::{check_range, renoise, straight};
 use super::{Solver, Step};
 use crate::denoise::{NoiseForm, NoiseSchedule, flow_to_sigma, shifted};
@@ -36,6 +38,14 @@ pub struct FlowMatchEuler {
     pub levels: Levels,
     /// Whether the shift depends on the picture's size, by `mu`.
     pub use_dynamic_shifting: bool,
+    /// `mu` of a picture of as many latent patches as the next field says.
+    pub base_shift: f64,
+    /// `mu` of a larger picture.
+    pub max_shift: f64,
+    /// The latent patches of a small picture.
+    pub base_image_seq_len: usize,
+    /// The latent patches of that larger picture.
+    pub max_image_seq_len: usize,
     /// The dynamic shift; [`dynamic_shift`](Self::dynamic_shift) computes it.
     pub mu: Option<f64>,
     /// How the dynamic shift works.
@@ -51,6 +61,10 @@ impl Default for FlowMatchEuler {
         Self {
             levels: Levels::new(SigmaSchedule::Native),
             use_dynamic_shifting: false,
+            base_shift: 0.5,
+            max_shift: 1.15,
+            base_image_seq_len: 256,
+            max_image_seq_len: 4096,
             mu: None,
             time_shift_type: TimeShift::Exponential,
             shift_terminal: None,
@@ -64,12 +78,19 @@ impl Algorithm for FlowMatchEuler {
     const GRID: Grid = Grid::Fractional;
     const HAS_END: bool = false;
 
-    fn unknown_options() -> Vec<(&'static str, Value)> {
-        vec![("invert_sigmas", json!(false))]
+    fn unknown_options() -> Options {
+        vec![("invert_sigmas", only([false]))]
     }
 
     fn check(&self) -> Result<()> {
-        check_range("mu", self.mu.unwrap_or_default(), f64::MIN..=f64::MAX)?;
+        if let Some(mu) = self.mu {
+            // The factor of the shift is above 0 and finite.
+            let range = match self.time_shift_type {
+                TimeShift::Exponential => -50.0..=50.0,
+                TimeShift::Linear => 1e-20..=1e20,
+            };
+            check_range("mu", mu, range)?;
+        }
         let terminal = self.shift_terminal.unwrap_or_default();
         check_range("shift_terminal", terminal, 0.0..=0.999)
     }
@@ -94,11 +115,12 @@ impl Algorithm for FlowMatchEuler {
 }
 
 impl FlowMatchEuler {
-    /// `mu` for a picture of `image_seq_len` latent patches, on the straight line through 256 patches at
-    /// 0.5 and 4096 at 1.15, as diffusers' pipelines compute it.
-    pub fn dynamic_shift(image_seq_len: usize) -> f64 {
-        let slope = (1.15 - 0.5) / (4096.0 - 256.0);
-        0.5 + slope * (image_seq_len as f64 - 256.0)
+    /// `mu` for a picture of `image_seq_len` latent patches, on the straight line through the pictures of
+    /// [`base_shift`](Self::base_shift) and [`max_shift`](Self::max_shift), as diffusers' pipelines compute it.
+    pub fn dynamic_shift(&self, image_seq_len: usize) -> f64 {
+        let length = |patches: usize| patches as f64 - self.base_image_seq_len as f64;
+        let slope = (self.max_shift - self.base_shift) / length(self.max_image_seq_len);
+        self.base_shift + slope * length(image_seq_len)
     }
 
     fn shift(&self, noise: &NoiseSchedule, share: f64) -> Result<f64> {
@@ -117,28 +139,40 @@ impl FlowMatchEuler {
     }
 
     fn shares(&self, noise: &NoiseSchedule, num_steps: usize) -> Result<Vec<f64>> {
+        use SigmaSchedule as S;
         let total = noise.num_train_timesteps() as f64;
-        let listed = match &self.levels.sigma_schedule {
-            SigmaSchedule::Sigmas(sigmas) => sigmas.clone(),
-            SigmaSchedule::Timesteps(timesteps) => timesteps.iter().map(|t| t / total).collect(),
+        let own_shift = match self.use_dynamic_shifting {
+            true => 1.0,
+            false => shift_of(noise),
+        };
+        let (mut shares, is_shifted) = match &self.levels.sigma_schedule {
+            S::Sigmas(sigmas) => (sigmas.clone(), false),
+            S::Timesteps(timesteps) => (timesteps.iter().map(|t| t / total).collect(), false),
+            S::Native | S::Flow | S::Karras | S::Exponential | S::Beta => {
+                let lowest = shifted(total.recip(), own_shift);
+                (even_shares(lowest, num_steps), false)
+            }
             _ => {
-                let shift = if self.use_dynamic_shifting {
-                    1.0
-                } else {
-                    shift_of(noise)
-                };
-                even_shares(shifted(total.recip(), shift), num_steps)
+                let mut sigmas = self.levels.plan(Self::GRID, noise, num_steps)?;
+                sigmas.pop();
+                let share = |sigma: f64| sigma / (1.0 + sigma);
+                (sigmas.into_iter().map(share).collect(), true)
             }
         };
-        let mut shares = listed
-            .into_iter()
-            .map(|share| self.shift(noise, share))
-            .collect::<Result<Vec<f64>>>()?;
+        // Those curves are of the model's own levels, in which a shift that is not dynamic is.
+        if self.use_dynamic_shifting || !is_shifted {
+            for share in &mut shares {
+                *share = self.shift(noise, *share)?;
+            }
+        }
         if let (Some(terminal), Some(&last)) = (self.shift_terminal, shares.last()) {
             let scale = (1.0 - last) / (1.0 - terminal);
-            shares
-                .iter_mut()
-                .for_each(|share| *share = 1.0 - (1.0 - *share) / scale);
+            // A single level is pure noise, and there is nothing to stretch.
+            if scale > 0.0 {
+                shares
+                    .iter_mut()
+                    .for_each(|share| *share = 1.0 - (1.0 - *share) / scale);
+            }
         }
         let ends = (shares.last().copied(), shares.first().copied());
         let (Some(low), Some(high)) = ends else {
@@ -156,7 +190,7 @@ impl FlowMatchEuler {
 /// Source: as [`FlowMatchEuler`], with Karras et al., 2022, algorithm 2.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FlowMatchHeun {
-    /// The noise levels, which are always the model's own.
+    /// The noise levels, as [`FlowMatchEuler`]'s.
     #[serde(flatten)]
     pub levels: Levels,
 }
@@ -176,40 +210,22 @@ impl Algorithm for FlowMatchHeun {
     const HAS_END: bool = false;
 
     fn plan(&self, noise: &NoiseSchedule, num_steps: usize) -> Result<Vec<f64>> {
-        let shift = shift_of(noise);
-        let lowest = shifted((noise.num_train_timesteps() as f64).recip(), shift);
-        let shares = even_shares(lowest, num_steps).into_iter();
-        let sigmas = shares.map(|share| flow_to_sigma(shifted(share, shift)));
-        Ok(sigmas.chain([0.0]).collect())
+        let levels = self.levels.clone();
+        let euler = FlowMatchEuler {
+            levels,
+            ..FlowMatchEuler::default()
+        };
+        euler.plan(noise, num_steps)
     }
 
     fn begin(&self) -> Box<dyn Solver> {
-        Box::new(flow_heun_step)
+        Box::new(|step: &mut Step<'_>, latents: &Tensor| {
+            heun_step(step, latents, &ClipSample::OFF, step.sigma(), Axis::SHARES)
+        })
     }
 }
 
 with_levels!(FlowMatchEuler, FlowMatchHeun);
-
-/// The mean of the slopes in the share of noise, `(x - denoised) / s` for the mixture `x`.
-fn flow_heun_step(step: &mut Step<'_>, latents: &Tensor) -> Result<Tensor> {
-    let (sigma, next) = (step.sigma(), step.sigma_next());
-    let denoised = step.denoise(latents, sigma)?;
-    let ahead = straight(step, latents, &denoised, sigma, next)?;
-    if next == 0.0 {
-        return Ok(ahead);
-    }
-    let denoised_ahead = step.denoise(&ahead, next)?;
-    // Latents are the mixture times 1 + sigma.
-    let (from, to) = (sigma / (1.0 + sigma), next / (1.0 + next));
-    let half = 0.5 * (to - from) * (1.0 + next);
-    step.combine(&[
-        (1.0, &ahead),
-        (-half / (from * (1.0 + sigma)), latents),
-        (half / from, &denoised),
-        (half / (to * (1.0 + next)), &ahead),
-        (-half / to, &denoised_ahead),
-    ])
-}
 
 fn shift_of(noise: &NoiseSchedule) -> f64 {
     match noise.form() {

@@ -4,8 +4,9 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::algorithm::{Algorithm, with_levels};
+use super::axis::Axis;
 use super::levels::{Grid, Levels, SigmaSchedule};
-use super::updates::{check_range, noise_of, straight};
+use super::updates::{MAX_FACTOR, check_range, straight};
 use super::{Solver, Step};
 use crate::error::Result;
 
@@ -37,7 +38,7 @@ impl Algorithm for GradientEstimation {
     const GRID: Grid = Grid::Fractional;
 
     fn check(&self) -> Result<()> {
-        check_range("gamma", self.gamma, 0.0..=f64::MAX)
+        check_range("gamma", self.gamma, 0.0..=MAX_FACTOR)
     }
 
     fn begin(&self) -> Box<dyn Solver> {
@@ -50,13 +51,15 @@ impl Algorithm for GradientEstimation {
             if next == 0.0 {
                 return Ok(moved);
             }
-            let noise = noise_of(step, latents, &denoised, sigma)?;
-            let before = before.replace(noise.clone());
+            let axis = Axis::of(step.schedule());
+            let slope = axis.slope(step, latents, &denoised, sigma)?;
+            let before = before.replace(slope.clone());
             let Some(before) = before else {
                 return Ok(moved);
             };
-            let carry = (gamma - 1.0) * (next - sigma);
-            step.combine(&[(1.0, &moved), (carry, &noise), (-carry, &before)])
+            let carry = (gamma - 1.0) * (axis.place(next) - axis.place(sigma));
+            let slopes = [(carry, &slope), (-carry, &before)];
+            axis.moved(step, &moved, (next, next), &slopes)
         })
     }
 }

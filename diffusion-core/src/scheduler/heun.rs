@@ -4,13 +4,14 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::algorithm::{Algorithm, with_levels};
+use super::axis::Axis;
 use super::levels::{Grid, Levels, SigmaSchedule};
 use super::limits::ClipSample;
-use super::updates::{Churn, noise_of, straight};
+use super::updates::{Churn, straight};
 use super::{Solver, Step};
 use crate::error::Result;
 
-/// Heun's method in sigma space: second order, two evaluations a step but for the last, deterministic
+/// Heun's method: second order, two evaluations a step but for the last, deterministic
 /// without churn. diffusers' `HeunDiscreteScheduler`, k-diffusion's `sample_heun`.
 ///
 /// Source: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022,
@@ -52,19 +53,20 @@ impl Algorithm for Heun {
         let Self { clip, churn, .. } = *self;
         Box::new(move |step: &mut Step<'_>, latents: &Tensor| {
             let (latents, sigma) = churn.apply(step, latents)?;
-            heun_step(step, &latents, &clip, sigma)
+            heun_step(step, &latents, &clip, sigma, Axis::of(step.schedule()))
         })
     }
 }
 
 with_levels!(Heun);
 
-/// From `sigma` to the end of the step by the mean of the slopes at both.
+/// From `sigma` to the end of the step by the mean of the slopes at both: the straight step, corrected.
 pub(super) fn heun_step(
     step: &mut Step<'_>,
     latents: &Tensor,
     clip: &ClipSample,
     sigma: f64,
+    axis: Axis,
 ) -> Result<Tensor> {
     let next = step.sigma_next();
     let denoised = clip.apply(step.denoise(latents, sigma)?)?;
@@ -73,8 +75,9 @@ pub(super) fn heun_step(
         return Ok(ahead);
     }
     let denoised_ahead = clip.apply(step.denoise(&ahead, next)?)?;
-    let slope = noise_of(step, latents, &denoised, sigma)?;
-    let slope_ahead = noise_of(step, &ahead, &denoised_ahead, next)?;
-    let half = 0.5 * (next - sigma);
-    step.combine(&[(1.0, &ahead), (-half, &slope), (half, &slope_ahead)])
+    let slope = axis.slope(step, latents, &denoised, sigma)?;
+    let slope_ahead = axis.slope(step, &ahead, &denoised_ahead, next)?;
+    let half = 0.5 * (axis.place(next) - axis.place(sigma));
+    let slopes = [(-half, &slope), (half, &slope_ahead)];
+    axis.moved(step, &ahead, (next, next), &slopes)
 }

@@ -6,11 +6,12 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::algorithm::{Algorithm, with_levels};
+use super::axis::Axis;
 use super::levels::{Grid, Levels, SigmaSchedule};
 use super::pndm::ADAMS_BASHFORTH;
-use super::updates::{noise_of, straight};
+use super::updates::{check_order, straight};
 use super::{Solver, Step};
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// iPNDM: Adams and Bashforth's weights for even steps on the noise of up to four steps; one evaluation a
 /// step, no special start, deterministic. diffusers' `IPNDMScheduler`, ComfyUI's `ipndm`.
@@ -56,16 +57,13 @@ impl Algorithm for Ipndm {
     }
 
     fn check(&self) -> Result<()> {
-        match self.max_order {
-            1..=4 => Ok(()),
-            order => Err(Error::argument("max_order", "1 to 4", order)),
-        }
+        check_order("max_order", self.max_order, 1..=4)
     }
 
     fn begin(&self) -> Box<dyn Solver> {
         Box::new(IpndmSolver {
             config: self.clone(),
-            noises: VecDeque::new(),
+            slopes: VecDeque::new(),
         })
     }
 }
@@ -75,27 +73,30 @@ with_levels!(Ipndm);
 struct IpndmSolver {
     config: Ipndm,
     /// Of the last steps, the newest first.
-    noises: VecDeque<Tensor>,
+    slopes: VecDeque<Tensor>,
 }
 
 impl Solver for IpndmSolver {
     fn step(&mut self, step: &mut Step<'_>, latents: &Tensor) -> Result<Tensor> {
         let (sigma, next) = (step.sigma(), step.sigma_next());
         let denoised = step.denoise(latents, sigma)?;
-        let noise = noise_of(step, latents, &denoised, sigma)?;
-        self.noises.push_front(noise);
-        self.noises.truncate(self.config.max_order);
+        let axis = Axis::of(step.schedule());
+        let slope = axis.slope(step, latents, &denoised, sigma)?;
+        self.slopes.push_front(slope);
+        self.slopes.truncate(self.config.max_order);
         let moved = straight(step, latents, &denoised, sigma, next)?;
         if next == 0.0 && self.config.lower_order_final {
             return Ok(moved);
         }
-        // What the older noises change against a straight step.
-        let weights = ADAMS_BASHFORTH[self.noises.len() - 1];
-        let mut terms = vec![(1.0, &moved)];
-        for (i, (weight, noise)) in weights.iter().zip(&self.noises).enumerate() {
-            let straight = if i == 0 { 1.0 } else { 0.0 };
-            terms.push(((next - sigma) * (weight - straight), noise));
-        }
-        step.combine(&terms)
+        // What the older slopes change against a straight step.
+        let weights = ADAMS_BASHFORTH[self.slopes.len() - 1];
+        let length = axis.place(next) - axis.place(sigma);
+        let slopes: Vec<_> = (weights.iter().zip(&self.slopes).enumerate())
+            .map(|(i, (weight, slope))| {
+                let straight = if i == 0 { 1.0 } else { 0.0 };
+                (length * (weight - straight), slope)
+            })
+            .collect();
+        axis.moved(step, &moved, (next, next), &slopes)
     }
 }

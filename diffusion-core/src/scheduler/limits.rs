@@ -1,9 +1,15 @@
 //! Limits on the estimate of the clean latents.
 
+use std::ops::RangeInclusive;
+
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
+use super::updates::check_range;
+use crate::error::Result;
+
+/// Of the values that estimates are kept to: f32 above 0.
+const BOUNDS: RangeInclusive<f64> = f32::MIN_POSITIVE as f64..=f32::MAX as f64;
 
 /// Both limits, of which thresholding comes first.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -70,13 +76,7 @@ impl ClipSample {
     }
 
     pub(super) fn check(&self) -> Result<()> {
-        match self.clip_sample_range > 0.0 {
-            true => Ok(()),
-            false => {
-                let (expected, found) = ("a number above 0", self.clip_sample_range);
-                Err(Error::argument("clip_sample_range", expected, found))
-            }
-        }
+        check_range("clip_sample_range", self.clip_sample_range, BOUNDS)
     }
 }
 
@@ -133,20 +133,8 @@ impl Thresholding {
     }
 
     pub(super) fn check(&self) -> Result<()> {
-        if !(0.0..=1.0).contains(&self.dynamic_thresholding_ratio) {
-            let found = self.dynamic_thresholding_ratio;
-            return Err(Error::argument(
-                "dynamic_thresholding_ratio",
-                "0 to 1",
-                found,
-            ));
-        }
-        match self.sample_max_value > 0.0 {
-            true => Ok(()),
-            false => {
-                let (expected, found) = ("a number above 0", self.sample_max_value);
-                Err(Error::argument("sample_max_value", expected, found))
-            }
-        }
+        let ratio = self.dynamic_thresholding_ratio;
+        check_range("dynamic_thresholding_ratio", ratio, 0.0..=1.0)?;
+        check_range("sample_max_value", self.sample_max_value, BOUNDS)
     }
 }

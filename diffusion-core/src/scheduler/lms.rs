@@ -6,12 +6,13 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::algorithm::{Algorithm, with_levels};
+use super::axis::Axis;
 use super::levels::{Grid, Levels, SigmaSchedule};
-use super::updates::noise_of;
+use super::updates::check_order;
 use super::{Solver, Step};
-use crate::error::{Error, Result};
+use crate::error::Result;
 
-/// LMS: Adams and Bashforth's method in sigma space, the polynomial through up to four slopes; one
+/// LMS: Adams and Bashforth's method, the polynomial through up to four slopes; one
 /// evaluation a step, deterministic. diffusers' `LMSDiscreteScheduler`, k-diffusion's `sample_lms`.
 ///
 /// Source: Katherine Crowson's k-diffusion; Hairer, Norsett and Wanner, "Solving Ordinary Differential
@@ -40,10 +41,7 @@ impl Algorithm for Lms {
     const HAS_END: bool = false;
 
     fn check(&self) -> Result<()> {
-        match self.order {
-            1..=4 => Ok(()),
-            order => Err(Error::argument("order", "1 to 4", order)),
-        }
+        check_order("order", self.order, 1..=4)
     }
 
     fn begin(&self) -> Box<dyn Solver> {
@@ -66,7 +64,8 @@ impl Solver for LmsSolver {
     fn step(&mut self, step: &mut Step<'_>, latents: &Tensor) -> Result<Tensor> {
         let (index, sigma) = (step.index(), step.sigma());
         let denoised = step.denoise(latents, sigma)?;
-        let slope = noise_of(step, latents, &denoised, sigma)?;
+        let axis = Axis::of(step.schedule());
+        let slope = axis.slope(step, latents, &denoised, sigma)?;
         self.slopes.push_front(slope);
         self.slopes.truncate(self.order);
         // By the number of the step, also where a run starts late and has fewer slopes, as the reference.
@@ -74,12 +73,12 @@ impl Solver for LmsSolver {
         let nodes: Vec<f64> = step.sigmas()[index + 1 - order..=index]
             .iter()
             .rev()
-            .copied()
+            .map(|&level| axis.place(level))
             .collect();
-        let weights = adams_weights(&nodes, step.sigma_next());
-        let mut terms = vec![(1.0, latents)];
-        terms.extend(weights.into_iter().zip(&self.slopes));
-        step.combine(&terms)
+        let next = step.sigma_next();
+        let weights = adams_weights(&nodes, axis.place(next));
+        let slopes: Vec<_> = weights.into_iter().zip(&self.slopes).collect();
+        axis.moved(step, latents, (sigma, next), &slopes)
     }
 }
 

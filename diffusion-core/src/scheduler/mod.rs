@@ -1,6 +1,7 @@
 //! Sampling: the two traits that users implement, the one loop, and the algorithms.
 
 mod algorithm;
+mod axis;
 mod consistency;
 mod ddim;
 mod ddpm;

@@ -4,10 +4,11 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::algorithm::{Algorithm, with_levels};
+use super::axis::Axis;
 use super::heun::heun_step;
 use super::levels::{Grid, Levels, SigmaSchedule, karras_sigmas};
 use super::limits::ClipSample;
-use super::updates::{check_range, renoise};
+use super::updates::{MAX_FACTOR, check_range, renoise};
 use super::{Solver, Step};
 use crate::denoise::NoiseSchedule;
 use crate::error::Result;
@@ -19,7 +20,7 @@ use crate::error::Result;
 /// the choice of levels.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Restart {
-    /// The noise levels, of which only the first and the last above 0 count.
+    /// The noise levels, but for those of the way down again, which are Karras et al.'s.
     #[serde(flatten)]
     pub levels: Levels,
     /// Near which level it turns back.
@@ -46,27 +47,25 @@ impl Algorithm for Restart {
     const GRID: Grid = Grid::Fractional;
 
     fn check(&self) -> Result<()> {
-        check_range("s_noise", self.s_noise, 0.0..=f64::MAX)
+        check_range("restart_sigma_min", self.restart_sigma_min, 0.0..=f64::MAX)?;
+        check_range("restart_sigma_max", self.restart_sigma_max, 0.0..=f64::MAX)?;
+        check_range("s_noise", self.s_noise, 0.0..=MAX_FACTOR)
     }
 
     fn plan(&self, noise: &NoiseSchedule, num_steps: usize) -> Result<Vec<f64>> {
-        let sigmas = self.levels.plan_to(Self::GRID, noise, num_steps, 0.0)?;
         // A list of one's own is walked as it is.
         let is_list = matches!(
             self.levels.sigma_schedule,
             SigmaSchedule::Sigmas(_) | SigmaSchedule::Timesteps(_)
         );
-        if is_list || sigmas.len() < 2 {
-            return Ok(sigmas);
-        }
         let (restart_steps, times) = match num_steps {
-            0..20 => return Ok(sigmas),
+            _ if is_list => (0, 0),
+            0..20 => (0, 0),
             20..36 => (9, 1),
             _ => (num_steps / 4, 2),
         };
-        let lowest = sigmas[sigmas.len() - 2];
-        let mut walk = karras_sigmas(lowest, sigmas[0], num_steps - restart_steps * times);
-        walk.push(0.0);
+        let first_steps = num_steps - restart_steps * times;
+        let mut walk = self.levels.plan_to(Self::GRID, noise, first_steps, 0.0)?;
         let nearest = |level: f64| {
             let distance = |i: &usize| (walk[*i] - level).abs();
             (0..walk.len()).min_by(|a, b| distance(a).total_cmp(&distance(b)))
@@ -75,10 +74,10 @@ impl Algorithm for Restart {
             nearest(self.restart_sigma_min).unwrap_or(0),
             nearest(self.restart_sigma_max).unwrap_or(0),
         );
-        if top >= turn || walk[turn] == 0.0 {
+        if times == 0 || top >= turn || walk[turn] == 0.0 {
             return Ok(walk);
         }
-        let again = karras_sigmas(walk[turn], walk[top], restart_steps + 1);
+        let again = karras_sigmas(walk[turn], walk[top], restart_steps + 1)?;
         let rest = walk.split_off(turn + 1);
         for _ in 0..times {
             walk.extend(&again);
@@ -99,7 +98,13 @@ impl Algorithm for Restart {
                 let scale = s_noise * (next * next - sigma * sigma).sqrt();
                 return renoise(step, latents.clone(), (sigma, next), scale);
             }
-            heun_step(step, latents, &ClipSample::OFF, sigma)
+            heun_step(
+                step,
+                latents,
+                &ClipSample::OFF,
+                sigma,
+                Axis::of(step.schedule()),
+            )
         })
     }
 }

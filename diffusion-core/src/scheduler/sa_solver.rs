@@ -4,15 +4,19 @@ use std::collections::VecDeque;
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
-use super::algorithm::{Algorithm, with_levels};
+use super::algorithm::{Algorithm, Options, only, with_levels};
+use super::dpm_updates::FIXED_VARIANCES;
 use super::levels::{FinalSigmas, Grid, Levels, SigmaSchedule};
 use super::limits::Thresholding;
-use super::updates::{check_range, falling, noise_of, straight};
+use super::updates::{check_order, check_range, falling, noise_of, straight};
+use super::whole_steps::training_time;
 use super::{Solver, Step};
 use crate::denoise::NoiseSchedule;
-use crate::error::{Error, Result};
+use crate::error::Result;
+
+/// The highest `tau`: far beyond any use, and low enough for its powers to be finite.
+const MAX_TAU: f64 = 100.0;
 
 /// What is integrated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -78,22 +82,21 @@ impl Algorithm for SaSolver {
     const GRID: Grid = Grid::Rounded;
     const HAS_END: bool = false;
 
-    fn unknown_options() -> Vec<(&'static str, Value)> {
-        vec![("lambda_min_clipped", Value::Null)]
+    fn unknown_options() -> Options {
+        vec![
+            ("lambda_min_clipped", vec![]),
+            ("tau_func", vec![]),
+            ("variance_type", only(FIXED_VARIANCES)),
+        ]
     }
 
     fn check(&self) -> Result<()> {
         self.thresholding.check()?;
-        check_range("tau", self.tau, 0.0..=f64::MAX)?;
-        for (name, order) in [
-            ("predictor_order", self.predictor_order),
-            ("corrector_order", self.corrector_order),
-        ] {
-            if !(1..=4).contains(&order) {
-                return Err(Error::argument(name, "1 to 4", order));
-            }
-        }
-        Ok(())
+        check_range("tau", self.tau, 0.0..=MAX_TAU)?;
+        check_range("tau_from", self.tau_from, f64::NEG_INFINITY..=f64::INFINITY)?;
+        check_range("tau_to", self.tau_to, f64::NEG_INFINITY..=f64::INFINITY)?;
+        check_order("predictor_order", self.predictor_order, 1..=4)?;
+        check_order("corrector_order", self.corrector_order, 1..=4)
     }
 
     fn plan(&self, noise: &NoiseSchedule, num_steps: usize) -> Result<Vec<f64>> {
@@ -224,7 +227,7 @@ impl Solver for SaSolverRun {
         if next == 0.0 {
             return straight(step, &latents, &denoised, sigma, next);
         }
-        let tau = self.tau(step.timestep(sigma));
+        let tau = self.tau(training_time(step, sigma));
         let values: Vec<_> = self
             .history
             .iter()

@@ -13,7 +13,21 @@ use crate::rng::NoiseSource;
 const MAX_SIGMA: f64 = (1u64 << 41) as f64;
 
 /// The most steps of a run.
-pub(super) const MAX_STEPS: usize = 1_000_000;
+const MAX_STEPS: usize = 1_000_000;
+
+/// Levels nearer than this share of themselves are one: the slope between two would be of rounding errors.
+const SAME_LEVEL: f64 = 1e-6;
+
+/// Refuses numbers of steps that no run has.
+pub(super) fn check_steps(num_steps: usize) -> Result<()> {
+    match (1..=MAX_STEPS).contains(&num_steps) {
+        true => Ok(()),
+        false => {
+            let expected = format!("1 to {MAX_STEPS}");
+            Err(Error::argument("num_steps", expected, num_steps))
+        }
+    }
+}
 
 /// Called after each step; it may stop the run.
 pub type Observer<'a> = dyn FnMut(&StepReport<'_>) -> ControlFlow<()> + 'a;
@@ -174,6 +188,15 @@ pub struct StepReport<'a> {
     pub denoised: &'a Tensor,
 }
 
+/// The first few of many levels.
+fn excerpt(sigmas: &[f64]) -> String {
+    const SHOWN: usize = 8;
+    match sigmas.len() {
+        0..=SHOWN => format!("{sigmas:?}"),
+        count => format!("{:?} and {} more", &sigmas[..SHOWN], count - SHOWN),
+    }
+}
+
 /// One run: a scheduler, the model's noise schedule, and a number of steps.
 #[derive(Debug, Clone, Copy)]
 pub struct Sampler<'a> {
@@ -194,11 +217,8 @@ impl Sampler<'_> {
     /// [`Error::InvalidArgument`] for no steps, or if the scheduler's plan is empty, starts at no noise,
     /// rises where the scheduler does not say so, or is not finite.
     pub fn sigmas(&self) -> Result<Vec<f64>> {
-        if !(1..=MAX_STEPS).contains(&self.num_steps) {
-            let expected = format!("1 to {MAX_STEPS}");
-            return Err(Error::argument("num_steps", expected, self.num_steps));
-        }
-        let sigmas = self.scheduler.sigmas(self.schedule, self.num_steps)?;
+        check_steps(self.num_steps)?;
+        let mut sigmas = self.scheduler.sigmas(self.schedule, self.num_steps)?;
         // Every level that a step starts from holds noise.
         let (last, starts) = sigmas.split_last().unwrap_or((&f64::NAN, &[]));
         let holds_noise = |sigma: &f64| *sigma > 0.0 && *sigma <= MAX_SIGMA;
@@ -207,11 +227,13 @@ impl Sampler<'_> {
         if starts.is_empty() || !in_range || (rises && !self.scheduler.may_rise()) {
             let expected =
                 "noise levels above 0 that never rise, and then a last one, from the scheduler";
-            let found = format!(
-                "{} steps of {:?}: {sigmas:?}",
-                self.num_steps, self.scheduler
-            );
+            let found = format!("{} of {:?}", excerpt(&sigmas), self.scheduler);
             return Err(Error::argument("sigmas", expected, found));
+        }
+        for i in 1..sigmas.len() {
+            if (sigmas[i] - sigmas[i - 1]).abs() <= SAME_LEVEL * sigmas[i - 1] {
+                sigmas[i] = sigmas[i - 1];
+            }
         }
         Ok(sigmas)
     }

@@ -4,15 +4,14 @@ use std::collections::VecDeque;
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
-use super::algorithm::{Algorithm, with_levels};
+use super::algorithm::{Algorithm, Options, only, with_levels};
 use super::levels::{FinalSigmas, Grid, Levels, SigmaSchedule};
 use super::limits::Thresholding;
-use super::updates::{falling, noise_of};
+use super::updates::{check_order, falling, noise_of};
 use super::{Solver, Step};
 use crate::denoise::{NoiseForm, NoiseSchedule, flow_to_sigma, shifted};
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// The function of the step's length that scales the terms of higher order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -69,19 +68,16 @@ impl Algorithm for UniPc {
     const CLASS: &'static str = "UniPCMultistepScheduler";
     const GRID: Grid = Grid::Rounded;
 
-    fn unknown_options() -> Vec<(&'static str, Value)> {
+    fn unknown_options() -> Options {
         let absent = ["solver_p", "shift_terminal", "sigma_min", "sigma_max"];
-        let mut options: Vec<_> = absent.map(|name| (name, Value::Null)).into();
-        options.push(("use_dynamic_shifting", Value::Bool(false)));
+        let mut options: Options = absent.map(|name| (name, vec![])).into();
+        options.push(("use_dynamic_shifting", only([false])));
         options
     }
 
     fn check(&self) -> Result<()> {
         self.thresholding.check()?;
-        match self.solver_order {
-            1..=3 => Ok(()),
-            order => Err(Error::argument("solver_order", "1 to 3", order)),
-        }
+        check_order("solver_order", self.solver_order, 1..=3)
     }
 
     fn plan(&self, noise: &NoiseSchedule, num_steps: usize) -> Result<Vec<f64>> {

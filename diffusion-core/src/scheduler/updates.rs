@@ -96,8 +96,25 @@ impl FreshNoise {
 
     pub(super) fn check(&self) -> Result<()> {
         check_range("eta", self.eta, 0.0..=1.0)?;
-        check_range("s_noise", self.s_noise, 0.0..=f64::MAX)
+        check_range("s_noise", self.s_noise, 0.0..=MAX_FACTOR)
     }
+}
+
+/// The highest standard deviation of fresh noise, and the highest of other factors: far beyond any use, and
+/// low enough for latents of f32 to stay finite.
+pub(super) const MAX_FACTOR: f64 = 1e3;
+
+/// Refuses an order that a method does not have.
+pub(super) fn check_order(
+    name: &'static str,
+    order: usize,
+    range: RangeInclusive<usize>,
+) -> Result<()> {
+    if range.contains(&order) {
+        return Ok(());
+    }
+    let expected = format!("{} to {}", range.start(), range.end());
+    Err(Error::argument(name, expected, order))
 }
 
 /// Refuses a field out of range, and what is no number.
@@ -143,7 +160,11 @@ impl Churn {
 
     pub(super) fn check(&self) -> Result<()> {
         check_range("s_churn", self.s_churn, 0.0..=f64::MAX)?;
-        check_range("s_noise", self.s_noise, 0.0..=f64::MAX)
+        check_range("s_tmin", self.s_tmin, 0.0..=f64::MAX)?;
+        if let Some(s_tmax) = self.s_tmax {
+            check_range("s_tmax", s_tmax, 0.0..=f64::INFINITY)?;
+        }
+        check_range("s_noise", self.s_noise, 0.0..=MAX_FACTOR)
     }
 
     /// The latents of the step after that, and their noise level.

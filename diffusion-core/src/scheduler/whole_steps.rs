@@ -20,6 +20,15 @@ pub(super) fn has_strides(levels: &Levels, noise: &NoiseSchedule) -> bool {
     levels.is_native() && noise.form() == NoiseForm::Variances
 }
 
+/// Where a noise level is among the model's timesteps, from 0: what the model is told, but for models in the
+/// form of Karras et al., which are told logarithms.
+pub(super) fn training_time(step: &Step<'_>, sigma: f64) -> f64 {
+    match step.schedule().form() {
+        NoiseForm::Edm { .. } => step.schedule().index(sigma),
+        _ => step.timestep(sigma),
+    }
+}
+
 /// How many timesteps the published updates go at once: always whole strides, whatever the spacing.
 pub(super) fn stride(step: &Step<'_>) -> f64 {
     (step.schedule().num_train_timesteps() / step.num_steps()) as f64

@@ -4,13 +4,24 @@ use std::f64::consts::PI;
 
 use crate::denoise::NoiseSchedule;
 use crate::error::{Error, Result};
+use crate::scheduler::sampler::check_steps;
 
 /// `num_steps` noise levels, falling from `sigma_max` to `sigma_min`, evenly in the power 1/7.
 ///
 /// Source: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022,
 /// equation 5 with rho = 7.
-pub fn karras_sigmas(sigma_min: f64, sigma_max: f64, num_steps: usize) -> Vec<f64> {
-    power(sigma_min, sigma_max, num_steps, 7.0)
+///
+/// # Errors
+/// [`Error::InvalidArgument`] for levels other than `0 < sigma_min <= sigma_max`, or for no steps or more than
+/// a run has.
+pub fn karras_sigmas(sigma_min: f64, sigma_max: f64, num_steps: usize) -> Result<Vec<f64>> {
+    check_steps(num_steps)?;
+    if !(sigma_min > 0.0 && sigma_min <= sigma_max && sigma_max.is_finite()) {
+        let expected = "0 < sigma_min <= sigma_max";
+        let found = format!("{sigma_min} and {sigma_max}");
+        return Err(Error::argument("sigma_min", expected, found));
+    }
+    Ok(power(sigma_min, sigma_max, num_steps, 7.0))
 }
 
 /// `count` values from 0 to 1, evenly; a single one is 0.

@@ -89,14 +89,22 @@ impl TryFrom<Fields> for Levels {
         if flagged.len() > 1 {
             let expected = "at most one of use_karras_sigmas, use_exponential_sigmas, \
                 use_beta_sigmas and use_lu_lambdas";
-            return Err(Error::argument("scheduler config", expected, flagged.len()));
+            return Err(Error::argument("sigma_schedule", expected, flagged.len()));
         }
         let named = match fields.sigma_schedule.as_deref() {
             Some(name) => Some(sigma_schedule(name)?),
             None => None,
         };
         let listed = match (fields.sigmas, fields.timesteps) {
-            (Some(sigmas), _) => Some(SigmaSchedule::Sigmas(sigmas)),
+            (Some(_), Some(_)) => {
+                let found = "both";
+                return Err(Error::argument(
+                    "sigmas",
+                    "either sigmas or timesteps",
+                    found,
+                ));
+            }
+            (Some(sigmas), None) => Some(SigmaSchedule::Sigmas(sigmas)),
             (None, timesteps) => timesteps.map(SigmaSchedule::Timesteps),
         };
         Ok(Self {

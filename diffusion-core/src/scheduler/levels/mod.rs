@@ -13,6 +13,7 @@ use fields::Fields;
 pub use sigma_schedule::{SigmaSchedule, sigma_schedule};
 pub use spacing::{FinalSigmas, TimestepSpacing};
 
+use super::updates::check_range;
 use crate::denoise::{NoiseForm, NoiseSchedule, flow_to_sigma, shifted};
 use crate::error::{Error, Result};
 
@@ -40,7 +41,8 @@ pub struct Levels {
     pub sigma_schedule: SigmaSchedule,
     /// Where the run ends.
     pub final_sigmas_type: FinalSigmas,
-    /// The exponent of [`SigmaSchedule::Karras`] (7) or [`SigmaSchedule::Polyexponential`] (1), if another.
+    /// The exponent of [`SigmaSchedule::Karras`] (7) or [`SigmaSchedule::Polyexponential`] (1), from 0.1 to
+    /// 100, if another.
     pub rho: Option<f64>,
 }
 
@@ -68,6 +70,10 @@ impl Levels {
     /// Whether the levels are those of the model's timesteps.
     pub(super) fn is_native(&self) -> bool {
         self.sigma_schedule.is(&SigmaSchedule::Native)
+    }
+
+    pub(super) fn check(&self) -> Result<()> {
+        check_range("rho", self.rho.unwrap_or(1.0), 0.1..=100.0)
     }
 
     /// The levels of a run that ends where [`final_sigmas_type`](Self::final_sigmas_type) says.
@@ -120,6 +126,13 @@ impl Levels {
             SigmaSchedule::Flow => flow_levels(noise, num_steps),
             curve => self.curve(curve, grid, noise, num_steps)?,
         };
+        if grid == Grid::Rounded && matches!(noise.form(), NoiseForm::Flow { .. }) {
+            // These never start at pure noise, from which those that integrate the noise do not come down.
+            let highest = noise.sigmas()[noise.num_train_timesteps() - 2];
+            sigmas
+                .iter_mut()
+                .for_each(|sigma| *sigma = sigma.min(highest));
+        }
         // The tables end a little below or above the lowest level of a model.
         let lowest = sigmas.iter().copied().fold(last, f64::min);
         sigmas.push(lowest);

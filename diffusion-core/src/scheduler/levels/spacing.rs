@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::denoise::NoiseSchedule;
 use crate::error::{Error, Result};
+use crate::scheduler::sampler::check_steps;
 
 /// How the steps of a run are spread over the model's timesteps.
 ///
@@ -30,9 +31,10 @@ impl TimestepSpacing {
         num_steps: usize,
         steps_offset: usize,
     ) -> Result<Vec<f64>> {
+        check_steps(num_steps)?;
         let total = num_train_timesteps;
         let too_many = num_steps > total && self != Self::Linspace;
-        if num_steps == 0 || too_many {
+        if total == 0 || too_many {
             let expected = format!("1 to {total}");
             return Err(Error::argument("num_steps", expected, num_steps));
         }

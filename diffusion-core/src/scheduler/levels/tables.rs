@@ -1,6 +1,6 @@
 //! Noise levels that were found by optimisation for Stable Diffusion.
 
-/// Ten steps for Stable Diffusion 1.5, without the final level. Sabour, Fidler and Kreis, "Align Your
+/// Ten steps for Stable Diffusion 1.5: eleven levels, the last that of the end. Sabour, Fidler and Kreis, "Align Your
 /// Steps", 2024.
 pub(super) const ALIGN_YOUR_STEPS: [f64; 11] = [
     14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029,
