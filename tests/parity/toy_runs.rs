@@ -106,6 +106,17 @@ fn distances(
     if let Some(error) = failure {
         return Err(error);
     }
+    let recorded = |kind: &str| {
+        let prefix = format!("{name}.{kind}");
+        let numbers = golden.names().filter_map(|key| key.strip_prefix(&prefix));
+        numbers.filter(|rest| rest.parse::<usize>().is_ok()).count()
+    };
+    for (kind, found) in [("step", distances.len()), ("noise", draws)] {
+        let expected = recorded(kind);
+        if found != expected {
+            return Err(format!("{expected} of {kind} recorded, {found} in this run").into());
+        }
+    }
     let whole = format!("{name}.result");
     if golden.contains(&whole) {
         distances.push(relative_difference(

@@ -191,7 +191,19 @@ fn fields_out_of_range() {
         ("DPMAdaptiveScheduler", "accept_safety", json!(9.0)),
         ("EulerAncestralDiscreteScheduler", "eta", json!(2.0)),
         ("EulerDiscreteScheduler", "s_noise", json!(-1.0)),
+        ("EulerDiscreteScheduler", "s_noise", json!(1e300)),
+        ("EulerDiscreteScheduler", "s_tmin", json!(-1.0)),
+        ("EulerDiscreteScheduler", "rho", json!(0.0)),
+        ("EulerDiscreteScheduler", "rho", json!(1e300)),
         ("SASolverScheduler", "tau", json!(-1.0)),
+        ("SASolverScheduler", "tau", json!(1e200)),
+        ("LCMScheduler", "timestep_scaling", json!(-1.0)),
+        ("LCMScheduler", "original_inference_steps", json!(0)),
+        ("TCDScheduler", "eta", json!(1.5)),
+        ("RestartScheduler", "restart_sigma_min", json!(-1.0)),
+        ("DDPMScheduler", "sample_max_value", json!(1e-50)),
+        ("GradientEstimationScheduler", "gamma", json!(1e300)),
+        ("FlowMatchEulerDiscreteScheduler", "mu", json!(1e3)),
         (
             "FlowMatchEulerDiscreteScheduler",
             "shift_terminal",
@@ -211,6 +223,18 @@ fn fields_out_of_range() {
         ("EulerDiscreteScheduler", "sigma_schedule", json!("none")),
         ("EulerDiscreteScheduler", "timestep_spacing", json!("odd")),
         ("DDPMScheduler", "variance_type", json!("learned")),
+        (
+            "DPMSolverMultistepScheduler",
+            "variance_type",
+            json!("learned_range"),
+        ),
+        (
+            "DPMSolverMultistepScheduler",
+            "use_dynamic_shifting",
+            json!(true),
+        ),
+        ("SASolverScheduler", "tau_func", json!("half")),
+        ("DEISMultistepScheduler", "solver_type", json!("odd")),
         ("LCMScheduler", "original_inference_steps", json!(-1)),
     ] {
         let config = json!({"_class_name": class, field: value});
@@ -222,6 +246,13 @@ fn fields_out_of_range() {
         "use_beta_sigmas": true,
     });
     assert!(from_config(&both).is_err());
+    let lists = json!({
+        "_class_name": "EulerDiscreteScheduler",
+        "sigmas": [9.0, 0.0],
+        "timesteps": [999, 0],
+    });
+    let error = from_config(&lists).expect_err("two lists").to_string();
+    assert!(error.contains("either sigmas or timesteps"), "{error}");
 }
 
 /// Every parameter of diffusers' classes is a field here, describes the model, or is refused by name where a
@@ -243,8 +274,11 @@ fn no_parameter_is_dropped() -> TestResult {
         ("TCDScheduler", "sample_max_value"),
         ("TCDScheduler", "timestep_scaling"),
     ];
-    let noise =
-        |config: &Value| Ok::<_, Error>(format!("{:?}", NoiseScheduleConfig::from_json(config)?));
+    let noise = |config: &Value| {
+        NoiseScheduleConfig::from_json(config)
+            .ok()
+            .map(|config| format!("{config:?}"))
+    };
     let rows = golden_json("parameters.json")?;
     let known: Vec<&str> = entries().iter().map(|entry| entry.class).collect();
     let mut dropped = Vec::new();
@@ -262,8 +296,8 @@ fn no_parameter_is_dropped() -> TestResult {
             checked += 1;
             let name = name.as_str();
             let describes_model = NoiseScheduleConfig::FIELDS.contains(&name)
-                || noise(&json!({"_class_name": class, name: 0.125}))?
-                    != noise(&json!({"_class_name": class}))?;
+                || noise(&json!({"_class_name": class, name: 0.125}))
+                    != noise(&json!({"_class_name": class}));
             let has_no_effect = [SHIFT, SEED].contains(&name) || UNREAD.contains(&(class, name));
             if fields.contains_key(name) || describes_model || has_no_effect {
                 continue;
@@ -277,6 +311,59 @@ fn no_parameter_is_dropped() -> TestResult {
     }
     assert!(checked > 300, "{checked}");
     assert!(dropped.is_empty(), "{}", dropped.join("\n"));
+    Ok(())
+}
+
+#[test]
+fn every_curve_changes_the_plan() -> TestResult {
+    let noise = stable_diffusion()?;
+    for entry in entries() {
+        let plan = |name: &str, config: Value| from_name(name, &config)?.sigmas(&noise, 12);
+        if matches!(entry.name, "dpm_fast" | "dpm_adaptive") {
+            // Of these the ends alone count.
+            let sigmas = plan(entry.name, json!({"sigmas": [9.0, 5.0, 0.5, 0.0]}))?;
+            assert_eq!(
+                (sigmas.first(), sigmas.last()),
+                (Some(&9.0), Some(&0.5)),
+                "{}",
+                entry.name
+            );
+            continue;
+        }
+        let native = plan(&format!("{}_native", entry.name), json!({}))?;
+        for (curve, _) in SigmaSchedule::NAMED.into_iter().skip(1) {
+            let sigmas = plan(&format!("{}_{curve}", entry.name), json!({}))?;
+            // The model's own levels are those for these two.
+            let is_same = curve == "flow" && entry.name.starts_with("flow_match");
+            assert_eq!(sigmas == native, is_same, "{}_{curve}", entry.name);
+        }
+    }
+    Ok(())
+}
+
+/// A configuration that another class wrote has options which do not concern the scheduler that is named.
+#[test]
+fn options_of_another_class_do_not_count() -> TestResult {
+    let edm = json!({
+        "_class_name": "EDMEulerScheduler", "sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5, "rho": 7.0,
+    });
+    let flow = json!({
+        "_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": true, "shift": 3.0,
+    });
+    for config in [&edm, &flow] {
+        for entry in entries() {
+            if entry.class != config["_class_name"] {
+                let scheduler =
+                    from_name(entry.name, config).map_err(|e| format!("{}: {e}", entry.name))?;
+                scheduler.sigmas(&NoiseSchedule::from_json(config)?, 10)?;
+            }
+        }
+    }
+    let rho = |name: &str| {
+        Ok::<_, Error>(from_name(name, &edm)?.config().unwrap_or_default()["rho"].clone())
+    };
+    assert_eq!(rho("dpmpp_2m_karras")?, 7.0);
+    assert_eq!(rho("dpmpp_2m_polyexponential")?, Value::Null);
     Ok(())
 }
 

@@ -150,7 +150,10 @@ pub fn from_config(config: &Value) -> Result<Arc<dyn Scheduler>> {
 /// As [`from_config`].
 pub fn from_name(name: &str, config: &Value) -> Result<Arc<dyn Scheduler>> {
     let wanted = plain(name);
-    let wanted = wanted.strip_prefix("k_").unwrap_or(&wanted);
+    let prefix = ["k_", "sample_"]
+        .into_iter()
+        .find_map(|prefix| wanted.strip_prefix(prefix));
+    let wanted = prefix.unwrap_or(&wanted);
     let find = |name: &str| TABLE.iter().find(|entry| entry.answers_to(name));
     if let Some(entry) = find(wanted) {
         return entry.named(wanted, config);
@@ -167,6 +170,13 @@ pub fn from_name(name: &str, config: &Value) -> Result<Arc<dyn Scheduler>> {
     let mut fields = config.as_object().cloned().unwrap_or_default();
     fields.retain(|name, _| !matches!(name.as_str(), "sigmas" | "timesteps"));
     fields.retain(|name, _| !is_curve_flag(name));
+    // What belongs to the curve of the configuration's own class.
+    let is_edm = config["_class_name"]
+        .as_str()
+        .is_some_and(|class| class.starts_with("EDM"));
+    if is_edm && curve != "karras" {
+        fields.remove("rho");
+    }
     fields.insert("sigma_schedule".into(), curve.into());
     entry.named(sampler, &Value::Object(fields))
 }

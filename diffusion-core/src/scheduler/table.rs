@@ -43,10 +43,10 @@ pub(super) const TABLE: &[Entry] = &[
         .labels(&["Heun"])
         .source(KARRAS, DIFFUSERS),
     Entry::new::<Dpm2>("dpm_2", 2, 2)
-        .labels(&["DPM2", "kdpm_2"])
+        .labels(&["DPM2", "kdpm_2", "kdpm2"])
         .source(LU, DIFFUSERS),
     Entry::new::<Dpm2Ancestral>("dpm_2_ancestral", 1, 2)
-        .labels(&["DPM2 a", "kdpm_2_a"])
+        .labels(&["DPM2 a", "kdpm_2_a", "kdpm2_a", "kdpm2_ancestral", "dpm_2_a"])
         .stochastic()
         .source("Crowson 2022 (k-diffusion)", DIFFUSERS),
     Entry::new::<Lms>("lms", 3, 1)
@@ -74,6 +74,7 @@ pub(super) const TABLE: &[Entry] = &[
         .fields(r#"{"algorithm_type": "dpmsolver++", "solver_order": 3}"#)
         .source(LU_PP, DIFFUSERS),
     Entry::new::<DpmSolverMultistep>("dpm_solver", 2, 1)
+        .labels(&["dpmsolver"])
         .fields(
             r#"{"algorithm_type": "dpmsolver", "solver_order": 2, "final_sigmas_type": "sigma_min"}"#,
         )
@@ -96,7 +97,7 @@ pub(super) const TABLE: &[Entry] = &[
         .stochastic()
         .source(LU_PP, EQUATIONS),
     Entry::new::<DpmPpMultistepSde>("dpmpp_2m_sde_heun", 1, 1)
-        .labels(&["DPM++ 2M SDE Heun"])
+        .labels(&["DPM++ 2M SDE Heun", "dpmpp_2m_sde_heun_gpu"])
         .fields(r#"{"solver_order": 2, "solver_type": "heun"}"#)
         .stochastic()
         .source(LU_PP, EQUATIONS),
