@@ -12,7 +12,7 @@ const INTRODUCTION: &str = r#"# Schedulers
 
 A request names its scheduler by a short name (`dpmpp_2m`), by another name of the table (`DPM++ 2M`) or by diffusers' class, alone or
 followed by a sigma schedule: `dpmpp_2m_karras`, `DPM++ 2M SDE Exponential`, `euler sgm_uniform`. Case does not matter, nor which signs stand
-between words. A `scheduler_config.json` does as well, with diffusers' fields; `scheduler::from_name` and `from_config` make values of both,
+between words, nor a `k_` or `sample_` before them. A `scheduler_config.json` does as well, with diffusers' fields; `scheduler::from_name` and `from_config` make values of both,
 and `Scheduler::config` writes a value back as JSON.
 
 ## Solvers
@@ -37,7 +37,7 @@ which the last is where the run ends, or `{"timesteps": [999, 736, 455, 124]}`. 
 ## Pictures
 
 The small model over 5, 10, 20 and 30 steps, guidance 5; the two for CFG++, which want less, at 1.5. `lcm` and `tcd` are for models that were distilled
-for them. This model starts from pure noise, which Heun's method in few steps does not take well.
+for them.
 
 ![Every solver](images/contact_sheet.png)
 ![CFG++](images/contact_sheet_cfg_pp.png)
@@ -75,8 +75,9 @@ fn described(curve: &SigmaSchedule) -> (&'static str, &'static str) {
         ),
         S::Beta => (
             "quantiles of the beta distribution, 0.6 and 0.6",
-            "Lee et al. 2024",
+            "diffusers, A1111 (Lee et al. 2024)",
         ),
+        S::BetaTimesteps => ("timesteps at such quantiles, each once", "ComfyUI's `beta`"),
         S::Lu => (
             "even in the logarithm, as DPM-Solver has it",
             "Lu et al. 2022",
@@ -88,7 +89,10 @@ fn described(curve: &SigmaSchedule) -> (&'static str, &'static str) {
             "even in the timestep, highest and lowest included",
             "ComfyUI",
         ),
-        S::DdimUniform => ("whole strides from the second timestep", "ComfyUI"),
+        S::DdimUniform => (
+            "whole strides from the second timestep: more than the steps where they do not divide",
+            "ComfyUI",
+        ),
         S::KlOptimal => ("even in the arc tangent", "Sabour et al. 2024"),
         S::AlignYourSteps => ("optimised for SD 1.5, interpolated", "Sabour et al. 2024"),
         S::AlignYourStepsSdxl => ("optimised for SDXL, interpolated", "Sabour et al. 2024"),

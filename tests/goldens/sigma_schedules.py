@@ -53,6 +53,13 @@ def beta(n):
     return with_zero(LOW + (HIGH - LOW) * stats.beta.ppf(np.linspace(1, 0, n), 0.6, 0.6))
 
 
+def beta_timesteps(n):
+    """Levels of the timesteps at such quantiles, each once."""
+    shares = stats.beta.ppf(1 - np.arange(n) / n, 0.6, 0.6)
+    places = np.rint(999 * shares).astype(int)
+    return with_zero(SIGMAS[list(dict.fromkeys(places))])
+
+
 def laplace(n):
     """Hang et al. 2024: the logarithm of the level is Laplace distributed around mu."""
     mu, scale, avoided = 0.0, 0.5, 1e-5
@@ -128,6 +135,7 @@ def make(out, emoji):
         "polyexponential.rho1": lambda n: polyexponential(n, 1),
         "polyexponential.rho2": lambda n: polyexponential(n, 2),
         "beta": beta,
+        "beta_timesteps": beta_timesteps,
         "laplace": laplace,
         "normal": normal,
         "sgm_uniform": sgm_uniform,

@@ -2,4 +2,5 @@
 
 mod requests;
 mod schedulers;
+mod settings;
 mod weights;

@@ -102,7 +102,8 @@ use crate::rng::NoiseKind;
 /// }
 /// ```
 pub trait Scheduler: Send + Sync + fmt::Debug {
-    /// The noise levels of a run, falling: `num_steps + 1` values, of which the last is usually 0.
+    /// The noise levels of a run: `num_steps + 1` values, falling, of which the last is usually 0. Lists of
+    /// one's own and some solvers have other numbers of steps, and those of [`may_rise`](Self::may_rise) rise.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) if there is no plan of that many steps.

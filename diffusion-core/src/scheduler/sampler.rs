@@ -62,7 +62,7 @@ impl Step<'_> {
         self.requested_steps
     }
 
-    /// The noise levels of the whole run, falling.
+    /// The noise levels of the whole run, falling but where [`Scheduler::may_rise`] says so.
     pub fn sigmas(&self) -> &[f64] {
         self.sigmas
     }
@@ -211,7 +211,7 @@ pub struct Sampler<'a> {
 }
 
 impl Sampler<'_> {
-    /// The noise levels of the run.
+    /// The noise levels of the run. Those that are nearer than a millionth of themselves become one.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for no steps, or if the scheduler's plan is empty, starts at no noise,

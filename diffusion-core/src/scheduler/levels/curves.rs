@@ -100,6 +100,17 @@ pub(super) fn beta(low: f64, high: f64, count: usize) -> Vec<f64> {
     })
 }
 
+pub(super) fn beta_timesteps(noise: &NoiseSchedule, count: usize) -> Vec<f64> {
+    let sigmas = noise.sigmas();
+    let last = highest_index(noise);
+    let mut places: Vec<usize> = (0..count)
+        .map(|i| 1.0 - i as f64 / count as f64)
+        .map(|share| (last * beta_quantile(share)).round_ties_even() as usize)
+        .collect();
+    places.dedup();
+    places.into_iter().map(|place| sigmas[place]).collect()
+}
+
 /// The quantile of the beta distribution with both parameters 0.6. It is symmetric; below one half, in
 /// `v = x^0.6`, the density is almost even, and Newton's method is at the digits' end in a few steps.
 fn beta_quantile(probability: f64) -> f64 {

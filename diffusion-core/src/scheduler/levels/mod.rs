@@ -194,6 +194,7 @@ impl Levels {
             S::LinearQuadratic => curves::linear_quadratic(high, n),
             S::SgmUniform => return Ok(curves::sgm_uniform(noise, n)),
             S::Simple => return Ok(curves::simple(noise, n)),
+            S::BetaTimesteps => return Ok(curves::beta_timesteps(noise, n)),
             S::Normal => return Ok(curves::normal(noise, n)),
             S::DdimUniform => return curves::ddim_uniform(noise, n),
             S::AlignYourSteps => return Ok(tables::interpolated(&tables::ALIGN_YOUR_STEPS, n)),

@@ -21,9 +21,11 @@ pub enum SigmaSchedule {
     /// Even in the power `1 / rho` of the logarithm's share, with rho = 1. k-diffusion's
     /// `get_sigmas_polyexponential`.
     Polyexponential,
-    /// Quantiles of the beta distribution with both parameters 0.6. Lee et al., "Beta Sampling is All You
-    /// Need", 2024.
+    /// Levels at the quantiles of the beta distribution with both parameters 0.6. diffusers and A1111, after
+    /// Lee et al., "Beta Sampling is All You Need", 2024.
     Beta,
+    /// Timesteps at those quantiles, each once. ComfyUI's `beta`.
+    BetaTimesteps,
     /// Even in the logarithm of the signal-to-noise ratio. Lu et al., "DPM-Solver++", 2022; diffusers'
     /// `use_lu_lambdas`.
     Lu,
@@ -36,7 +38,8 @@ pub enum SigmaSchedule {
     Simple,
     /// Even in the timestep, highest and lowest among them. ComfyUI.
     Normal,
-    /// Whole strides of timesteps from the second up; it may visit one level more than steps. ComfyUI.
+    /// Whole strides of timesteps from the second up. Where the number of steps does not divide that of the
+    /// timesteps there are more levels than steps: 12 for 11 of 1000, and 999 for 501 or more. ComfyUI.
     DdimUniform,
     /// Even in the arc tangent. Sabour, Fidler and Kreis, "Align Your Steps", 2024, equation 11.
     KlOptimal,
@@ -59,12 +62,13 @@ pub enum SigmaSchedule {
 
 impl SigmaSchedule {
     /// All that have a name, in the order of the documentation.
-    pub const NAMED: [(&str, Self); 17] = [
+    pub const NAMED: [(&str, Self); 18] = [
         ("native", Self::Native),
         ("karras", Self::Karras),
         ("exponential", Self::Exponential),
         ("polyexponential", Self::Polyexponential),
         ("beta", Self::Beta),
+        ("beta_timesteps", Self::BetaTimesteps),
         ("lu", Self::Lu),
         ("laplace", Self::Laplace),
         ("sgm_uniform", Self::SgmUniform),
