@@ -25,7 +25,7 @@ struct Subject {
 fn config(entry: &Entry) -> Value {
     match entry.name {
         // The battery's clean latents are not within the range that these classes clip to by default.
-        "ddim" | "ddim_inverse" | "ddpm" => json!({"clip_sample": false}),
+        "ddim" | "ddim_cfg_pp" | "ddim_inverse" | "ddpm" => json!({"clip_sample": false}),
         // By default its errors are what its tolerance allows, which is the battery's bound.
         "dpm_adaptive" => json!({"rtol": 0.01}),
         _ => json!({}),
@@ -42,8 +42,9 @@ fn other_noise(entry: &Entry) -> Option<Value> {
         // Levels between which there is nothing to go back to.
         "restart" => Some(json!({"restart_sigma_min": 1.0, "restart_sigma_max": 1.0})),
         // The names say it.
-        "euler_cfg_pp" | "res_multistep" => None,
-        "euler_ancestral_cfg_pp" | "res_multistep_ancestral" => None,
+        "euler_cfg_pp" | "euler_ancestral_cfg_pp" => None,
+        "exp_heun_2_x0" | "exp_heun_2_x0_sde" => None,
+        name if name.starts_with("res_multistep") => None,
         name => {
             let own = from_name(name, &config(entry)).ok()?.config()?;
             own.get("eta")?;
@@ -90,7 +91,7 @@ fn expected(
         // The walk of each of its steps adapts; see `loose_tolerances_leave_steps_of_third_order`.
         "dpm_adaptive" => None,
         // On the model's own levels these take strides of whole timesteps, whatever the plan.
-        "ddim" | "pndm" | "plms" | "tcd" if is_native => None,
+        "ddim" | "ddim_cfg_pp" | "pndm" | "plms" | "tcd" if is_native => None,
         _ => (entry.order > 0).then_some(f64::from(entry.order)),
     };
     let mut expected = Expected::new(order)?;
@@ -117,9 +118,11 @@ fn variance_of(name: &str, form: &str, is_native: bool) -> f64 {
         ("tcd", "edm", false) => 0.582,
         ("tcd", ..) => 0.821,
         // Karras's levels spend most of the steps far above the clean latents: 0.958 at 500, 0.988 at 2000.
-        ("euler_ancestral" | "euler_ancestral_cfg_pp" | "ddim" | "ddpm", "zero_snr", false) => {
-            0.920
-        }
+        (
+            "euler_ancestral" | "euler_ancestral_cfg_pp" | "ddim" | "ddim_cfg_pp" | "ddpm",
+            "zero_snr",
+            false,
+        ) => 0.920,
         _ => 1.0,
     }
 }

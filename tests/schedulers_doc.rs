@@ -36,7 +36,7 @@ which the last is where the run ends, or `{"timesteps": [999, 736, 455, 124]}`. 
 
 ## Pictures
 
-The small model over 5, 10, 20 and 30 steps, guidance 5; the two for CFG++, which want less, at 1.5. `lcm` and `tcd` are for models that were distilled
+The small model over 5, 10, 20 and 30 steps, guidance 5; those for CFG++, which want less, at 1.5. `lcm` and `tcd` are for models that were distilled
 for them.
 
 ![Every solver](images/contact_sheet.png)
@@ -49,16 +49,19 @@ The plot and the sheets come from:
 /// The commands that make the pictures.
 fn commands() -> String {
     let is_for_the_model = |name: &&str| {
-        let other_forms = ["ddim_inverse", "edm", "flow", "cfg_pp"];
+        let other_forms = ["ddim_inverse", "edm", "flow"];
         !other_forms.iter().any(|part| name.contains(part))
     };
-    let names: Vec<&str> = names().filter(is_for_the_model).collect();
+    let is_cfg_pp = |name: &&str| name.ends_with("cfg_pp");
+    let (cfg_pp, others): (Vec<&str>, Vec<&str>) =
+        names().filter(is_for_the_model).partition(is_cfg_pp);
     let sheet =
         "cargo run --release --example contact_sheet -- \"a red heart, flat style\" --cell 80";
     format!(
         "```sh\ncargo run --release --example sigma_schedules\n{sheet} \\\n  -o docs/images/contact_sheet.png --y scheduler={}\n\
-         {sheet} \\\n  -o docs/images/contact_sheet_cfg_pp.png --guidance 1.5 --y scheduler=euler_cfg_pp,euler_ancestral_cfg_pp\n```\n",
-        names.join(",")
+         {sheet} \\\n  -o docs/images/contact_sheet_cfg_pp.png --guidance 1.5 --y scheduler={}\n```\n",
+        others.join(","),
+        cfg_pp.join(",")
     )
 }
 

@@ -16,6 +16,7 @@ import diffusers
 import transformers
 
 import brownian
+import comfyui
 import equations
 import gradients
 import networks
@@ -41,6 +42,7 @@ def main():
         "sigma_schedules": sigma_schedules.make,
         "toy_runs": toy_runs.make,
         "equations": equations.make,
+        "comfyui": comfyui.make,
         "brownian": brownian.make,
         "published": published.make,
         "models": tiny_models.make,

@@ -189,10 +189,16 @@ fn classes_of_diffusers() -> TestResult {
 
 #[test]
 fn solvers_of_other_programs() -> TestResult {
-    let golden = Golden::open("equations")?;
-    let rows = golden_json("equations.json")?;
+    check_equations("equations", 26)?;
+    check_equations("comfyui", 22)
+}
+
+/// At least so many runs of a script of equations.
+fn check_equations(file: &str, at_least: usize) -> TestResult {
+    let golden = Golden::open(file)?;
+    let rows = golden_json(&format!("{file}.json"))?;
     let rows = rows["cases"].as_array().ok_or("no cases")?;
-    assert!(rows.len() >= 26, "{}", rows.len());
+    assert!(rows.len() >= at_least, "{}", rows.len());
     let mut failures = Vec::new();
     for row in rows {
         let name = row["name"].as_str().ok_or("no name")?;

@@ -4,6 +4,7 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::algorithm::{Algorithm, with_levels};
+use super::cfg_pp::Evaluated;
 use super::levels::{FinalSigmas, Grid, Levels, TimestepSpacing};
 use super::limits::{ClipSample, Limits};
 use super::updates::{ancestral, eta_of, noise_of, renoise};
@@ -13,7 +14,8 @@ use crate::denoise::{NoiseSchedule, PredictionType};
 use crate::error::Result;
 
 /// DDIM: first order, one evaluation a step, deterministic at `eta` 0 and as DDPM at `eta` 1. In sigma
-/// space it is Euler's method, ancestral with a share `eta` of the noise. diffusers' `DDIMScheduler`.
+/// space it is Euler's method, ancestral with a share `eta` of the noise. diffusers' `DDIMScheduler`;
+/// A1111's "DDIM CFG++", which divides the guidance scale by 12.5 where here it is as given.
 ///
 /// Source: Song, Meng and Ermon, "Denoising Diffusion Implicit Models", 2020, equations 12 and 16.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -28,6 +30,8 @@ pub struct Ddim {
     pub limits: Limits,
     /// The share of fresh noise in each step, from 0 to 1; a request's own comes first.
     pub eta: f64,
+    /// Whether the noise to go back to is that under the negative prompt alone, as CFG++ has it.
+    pub cfg_pp: bool,
 }
 
 impl Default for Ddim {
@@ -38,6 +42,7 @@ impl Default for Ddim {
             set_alpha_to_one: false,
             limits: Limits::OFF,
             eta: 0.0,
+            cfg_pp: false,
         }
     }
 }
@@ -69,6 +74,10 @@ impl Algorithm for Ddim {
     fn begin(&self) -> Box<dyn Solver> {
         Box::new(DdimSolver(self.clone()))
     }
+
+    fn takes_unconditional(&self) -> bool {
+        self.cfg_pp
+    }
 }
 
 /// Where a run ends.
@@ -88,12 +97,13 @@ impl Solver for DdimSolver {
         let last = last_sigma(config.set_alpha_to_one, step.schedule());
         let to = target(&config.levels, step, last);
         let (down, up) = ancestral(sigma, to, eta_of(step, config.eta)?);
-        let denoised = step.denoise(latents, sigma)?;
-        let limited = config.limits.apply(denoised.clone())?;
+        let now = Evaluated::new(step, latents, sigma, config.cfg_pp)?;
+        let limited = config.limits.apply(now.guided().clone())?;
         let rescale = relabel(step.schedule(), to, next);
         let keep = rescale * down / sigma;
         // The direction is that of the estimate before it is limited.
-        let moved = step.combine(&[(keep, latents), (-keep, &denoised), (rescale, &limited)])?;
+        let moved =
+            step.combine(&[(keep, latents), (-keep, &now.estimate), (rescale, &limited)])?;
         renoise(step, moved, (sigma, to), rescale * up)
     }
 }

@@ -5,13 +5,14 @@ use serde::{Deserialize, Serialize};
 
 use super::algorithm::{Algorithm, with_levels};
 use super::axis::Axis;
+use super::cfg_pp::Evaluated;
 use super::levels::{Grid, Levels, SigmaSchedule};
 use super::updates::{MAX_FACTOR, check_range, straight};
 use super::{Solver, Step};
 use crate::error::Result;
 
 /// Gradient estimation: Euler's method whose noise is carried beyond that of the step before; one
-/// evaluation a step, deterministic. ComfyUI's `gradient_estimation`.
+/// evaluation a step, deterministic. ComfyUI's `gradient_estimation` and `gradient_estimation_cfg_pp`.
 ///
 /// Source: Permenter and Yuan, "Interpreting and Improving Diffusion Models from an Optimization
 /// Perspective", 2024, algorithm 2.
@@ -22,6 +23,8 @@ pub struct GradientEstimation {
     pub levels: Levels,
     /// How far it is carried: 1 is Euler's method, 2 the paper's choice.
     pub gamma: f64,
+    /// Whether guidance is CFG++'s.
+    pub cfg_pp: bool,
 }
 
 impl Default for GradientEstimation {
@@ -29,6 +32,7 @@ impl Default for GradientEstimation {
         Self {
             levels: Levels::new(SigmaSchedule::Native),
             gamma: 2.0,
+            cfg_pp: false,
         }
     }
 }
@@ -42,17 +46,18 @@ impl Algorithm for GradientEstimation {
     }
 
     fn begin(&self) -> Box<dyn Solver> {
-        let gamma = self.gamma;
+        let Self { gamma, cfg_pp, .. } = *self;
         let mut before: Option<Tensor> = None;
         Box::new(move |step: &mut Step<'_>, latents: &Tensor| {
             let (sigma, next) = (step.sigma(), step.sigma_next());
-            let denoised = step.denoise(latents, sigma)?;
-            let moved = straight(step, latents, &denoised, sigma, next)?;
+            let now = Evaluated::new(step, latents, sigma, cfg_pp)?;
+            let moved = straight(step, latents, &now.estimate, sigma, next)?;
+            let moved = now.guide(step, moved, 1.0)?;
             if next == 0.0 {
                 return Ok(moved);
             }
             let axis = Axis::of(step.schedule());
-            let slope = axis.slope(step, latents, &denoised, sigma)?;
+            let slope = axis.slope(step, latents, &now.estimate, sigma)?;
             let before = before.replace(slope.clone());
             let Some(before) = before else {
                 return Ok(moved);
@@ -61,6 +66,10 @@ impl Algorithm for GradientEstimation {
             let slopes = [(carry, &slope), (-carry, &before)];
             axis.moved(step, &moved, (next, next), &slopes)
         })
+    }
+
+    fn takes_unconditional(&self) -> bool {
+        self.cfg_pp
     }
 }
 

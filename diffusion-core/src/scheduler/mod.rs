@@ -2,6 +2,7 @@
 
 mod algorithm;
 mod axis;
+mod cfg_pp;
 mod consistency;
 mod ddim;
 mod ddpm;
@@ -11,6 +12,7 @@ mod dpm_adaptive;
 mod dpm_solver_multistep;
 mod dpm_solver_singlestep;
 mod dpm_updates;
+mod dpmpp_2m_cfg_pp;
 mod dpmpp_2s_ancestral;
 mod dpmpp_sde;
 mod er_sde;
@@ -18,6 +20,7 @@ mod euler;
 mod flow_match;
 mod gradient_estimation;
 mod heun;
+mod heun_pp;
 mod ipndm;
 mod levels;
 mod limits;
@@ -28,6 +31,7 @@ mod res_multistep;
 mod restart;
 mod sa_solver;
 mod sampler;
+mod seeds;
 mod table;
 mod unipc;
 mod updates;
@@ -49,6 +53,7 @@ pub use dpm_solver_multistep::{DpmSolverMultistep, EdmDpmSolverMultistep};
 pub use dpm_solver_singlestep::DpmSolverSinglestep;
 pub use dpm_updates::{DpmAlgorithm, SolverType};
 pub use dpm2::{Dpm2, Dpm2Ancestral};
+pub use dpmpp_2m_cfg_pp::DpmPp2mCfgPp;
 pub use dpmpp_2s_ancestral::DpmPp2sAncestral;
 pub use dpmpp_sde::{DpmPpMultistepSde, DpmSolverSde};
 pub use er_sde::ErSde;
@@ -56,6 +61,7 @@ pub use euler::{EdmEuler, Euler, EulerAncestral, EulerCfgPp};
 pub use flow_match::{FlowMatchEuler, FlowMatchHeun, TimeShift};
 pub use gradient_estimation::GradientEstimation;
 pub use heun::Heun;
+pub use heun_pp::HeunPp;
 pub use ipndm::Ipndm;
 pub use levels::{
     FinalSigmas, Levels, SigmaSchedule, TimestepSpacing, karras_sigmas, sigma_schedule,
@@ -68,6 +74,7 @@ pub use res_multistep::ResMultistep;
 pub use restart::Restart;
 pub use sa_solver::{SaAlgorithm, SaSolver};
 pub use sampler::{Observer, Sampler, Step, StepReport};
+pub use seeds::{Seeds, SeedsStages};
 pub use unipc::{UniPc, UniPcType};
 pub use updates::{Churn, FreshNoise};
 

@@ -2,11 +2,11 @@
 
 use super::registry::Entry;
 use super::{
-    Ddim, DdimInverse, Ddpm, Deis, Dpm2, Dpm2Ancestral, DpmAdaptive, DpmFast, DpmPp2sAncestral,
-    DpmPpMultistepSde, DpmSolverMultistep, DpmSolverSde, DpmSolverSinglestep,
+    Ddim, DdimInverse, Ddpm, Deis, Dpm2, Dpm2Ancestral, DpmAdaptive, DpmFast, DpmPp2mCfgPp,
+    DpmPp2sAncestral, DpmPpMultistepSde, DpmSolverMultistep, DpmSolverSde, DpmSolverSinglestep,
     EdmDpmSolverMultistep, EdmEuler, ErSde, Euler, EulerAncestral, EulerCfgPp, FlowMatchEuler,
-    FlowMatchHeun, GradientEstimation, Heun, Ipndm, Lcm, Lms, Pndm, ResMultistep, Restart,
-    SaSolver, Tcd, UniPc,
+    FlowMatchHeun, GradientEstimation, Heun, HeunPp, Ipndm, Lcm, Lms, Pndm, ResMultistep, Restart,
+    SaSolver, Seeds, Tcd, UniPc,
 };
 
 /// Every step's latents, in a run over a toy model.
@@ -21,6 +21,10 @@ const SONG: &str = "Song et al. 2020";
 const LIU: &str = "Liu et al. 2022 (PNDM)";
 const CFG_PP: &str = "Chung et al. 2024";
 const FLOW: &str = "Esser et al. 2024";
+const SEEDS: &str = "Gonzalez et al. 2023";
+
+/// Of a name whose class has a form for CFG++ as well.
+const PLAIN: &str = r#"{"cfg_pp": false}"#;
 
 pub(super) const TABLE: &[Entry] = &[
     Entry::new::<Euler>("euler", 1, 1)
@@ -42,6 +46,7 @@ pub(super) const TABLE: &[Entry] = &[
     Entry::new::<Heun>("heun", 2, 2)
         .labels(&["Heun"])
         .source(KARRAS, DIFFUSERS),
+    Entry::new::<HeunPp>("heunpp2", 1, 3).source("Carzit 2023", EQUATIONS),
     Entry::new::<Dpm2>("dpm_2", 2, 2)
         .labels(&["DPM2", "kdpm_2", "kdpm2"])
         .source(LU, DIFFUSERS),
@@ -54,7 +59,12 @@ pub(super) const TABLE: &[Entry] = &[
         .source("Crowson 2022 (k-diffusion)", DIFFUSERS),
     Entry::new::<Ddim>("ddim", 1, 1)
         .labels(&["DDIM"])
+        .fields(PLAIN)
         .source(SONG, DIFFUSERS),
+    Entry::new::<Ddim>("ddim_cfg_pp", 1, 1)
+        .labels(&["DDIM CFG++", "ddim_cfgpp"])
+        .fields(r#"{"cfg_pp": true}"#)
+        .source(CFG_PP, EQUATIONS),
     Entry::new::<DdimInverse>("ddim_inverse", 1, 1).source(SONG, DIFFUSERS),
     Entry::new::<Ddpm>("ddpm", 1, 1)
         .labels(&["DDPM"])
@@ -69,6 +79,7 @@ pub(super) const TABLE: &[Entry] = &[
         .labels(&["DPM++ 2M", "dpm++2m"])
         .fields(r#"{"algorithm_type": "dpmsolver++", "solver_order": 2}"#)
         .source(LU_PP, DIFFUSERS),
+    Entry::new::<DpmPp2mCfgPp>("dpmpp_2m_cfg_pp", 2, 1).source(CFG_PP, EQUATIONS),
     Entry::new::<DpmSolverMultistep>("dpmpp_3m", 2, 1)
         .labels(&["DPM++ 3M"])
         .fields(r#"{"algorithm_type": "dpmsolver++", "solver_order": 3}"#)
@@ -85,8 +96,13 @@ pub(super) const TABLE: &[Entry] = &[
         .source(LU_PP, DIFFUSERS),
     Entry::new::<DpmPp2sAncestral>("dpmpp_2s_ancestral", 1, 2)
         .labels(&["DPM++ 2S a", "dpm++2s_a"])
+        .fields(PLAIN)
         .stochastic()
         .source(LU_PP, EQUATIONS),
+    Entry::new::<DpmPp2sAncestral>("dpmpp_2s_ancestral_cfg_pp", 2, 2)
+        .fields(r#"{"cfg_pp": true}"#)
+        .stochastic()
+        .source(CFG_PP, EQUATIONS),
     Entry::new::<DpmSolverSde>("dpmpp_sde", 1, 2)
         .labels(&["DPM++ SDE", "dpmpp_sde_gpu"])
         .stochastic()
@@ -126,8 +142,11 @@ pub(super) const TABLE: &[Entry] = &[
         .source("Zhao et al. 2023", DIFFUSERS),
     Entry::new::<Ipndm>("ipndm", 2, 1)
         .labels(&["IPNDM"])
-        .fields(r#"{"lower_order_final": true}"#)
+        .fields(r#"{"lower_order_final": true, "variable_steps": false}"#)
         .source(LIU, DIFFUSERS),
+    Entry::new::<Ipndm>("ipndm_v", 2, 1)
+        .fields(r#"{"lower_order_final": true, "variable_steps": true}"#)
+        .source("Zhang and Chen 2022", EQUATIONS),
     Entry::new::<SaSolver>("sa_solver", 1, 1)
         .fields(r#"{"algorithm_type": "data_prediction"}"#)
         .stochastic()
@@ -147,16 +166,42 @@ pub(super) const TABLE: &[Entry] = &[
         .fields(r#"{"solver_order": 3}"#)
         .stochastic()
         .source("Cui et al. 2023", EQUATIONS),
+    Entry::new::<Seeds>("seeds_2", 2, 2)
+        .fields(r#"{"stages": "two"}"#)
+        .stochastic()
+        .source(SEEDS, EQUATIONS),
+    Entry::new::<Seeds>("seeds_3", 2, 3)
+        .fields(r#"{"stages": "three"}"#)
+        .stochastic()
+        .source(SEEDS, EQUATIONS),
+    Entry::new::<Seeds>("exp_heun_2_x0", 2, 2)
+        .fields(r#"{"stages": "heun", "eta": 0.0}"#)
+        .source("Hochbruck and Ostermann 2010", EQUATIONS),
+    Entry::new::<Seeds>("exp_heun_2_x0_sde", 2, 2)
+        .fields(r#"{"stages": "heun", "eta": 1.0}"#)
+        .stochastic()
+        .source(SEEDS, EQUATIONS),
     Entry::new::<ResMultistep>("res_multistep", 2, 1)
-        .fields(r#"{"eta": 0.0}"#)
+        .fields(r#"{"eta": 0.0, "cfg_pp": false}"#)
         .source("Zhang et al. 2023 (RES)", EQUATIONS),
     Entry::new::<ResMultistep>("res_multistep_ancestral", 1, 1)
-        .fields(r#"{"eta": 1.0}"#)
+        .fields(r#"{"eta": 1.0, "cfg_pp": false}"#)
         .stochastic()
         .source("Zhang et al. 2023 (RES)", EQUATIONS),
+    Entry::new::<ResMultistep>("res_multistep_cfg_pp", 2, 1)
+        .fields(r#"{"eta": 0.0, "cfg_pp": true}"#)
+        .source(CFG_PP, EQUATIONS),
+    Entry::new::<ResMultistep>("res_multistep_ancestral_cfg_pp", 1, 1)
+        .fields(r#"{"eta": 1.0, "cfg_pp": true}"#)
+        .stochastic()
+        .source(CFG_PP, EQUATIONS),
     Entry::new::<GradientEstimation>("gradient_estimation", 1, 1)
         .labels(&["euler_ge"])
+        .fields(PLAIN)
         .source("Permenter and Yuan 2024", EQUATIONS),
+    Entry::new::<GradientEstimation>("gradient_estimation_cfg_pp", 1, 1)
+        .fields(r#"{"cfg_pp": true}"#)
+        .source(CFG_PP, EQUATIONS),
     Entry::new::<EdmEuler>("edm_euler", 1, 1).source(KARRAS, DIFFUSERS),
     Entry::new::<EdmDpmSolverMultistep>("edm_dpmpp_2m", 2, 1)
         .fields(r#"{"algorithm_type": "dpmsolver++", "solver_order": 2}"#)

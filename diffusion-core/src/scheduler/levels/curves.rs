@@ -118,6 +118,10 @@ fn beta_quantile(probability: f64) -> f64 {
     if probability > 0.5 {
         return 1.0 - beta_quantile(1.0 - probability);
     }
+    if probability == 0.5 {
+        // Exactly, since it falls on a half when it becomes a timestep.
+        return 0.5;
+    }
     let density = |v: f64| (1.0 - v.powf(A.recip())).powf(A - 1.0);
     let half = 0.5f64.powf(A);
     let wanted = 2.0 * probability * integral(half, density);
