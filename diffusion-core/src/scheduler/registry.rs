@@ -165,7 +165,9 @@ pub fn from_name(name: &str, config: &Value) -> Result<Arc<dyn Scheduler>> {
     let Some((entry, sampler, curve)) = split else {
         let names = TABLE.iter().map(|entry| entry.name);
         let labels = TABLE.iter().flat_map(|entry| entry.labels).copied();
-        return Err(unknown(name, nearest(wanted, names.chain(labels))));
+        let classes = TABLE.iter().map(|entry| entry.class);
+        let known = names.chain(labels).chain(classes);
+        return Err(unknown(name, nearest(wanted, known)));
     };
     let mut fields = config.as_object().cloned().unwrap_or_default();
     fields.retain(|name, _| !matches!(name.as_str(), "sigmas" | "timesteps"));
