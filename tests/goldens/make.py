@@ -17,6 +17,7 @@ import transformers
 
 import brownian
 import comfyui
+import containers
 import equations
 import gradients
 import networks
@@ -53,6 +54,7 @@ def main():
         "vae": networks.vaes,
         "gradients": gradients.make,
         "runs": runs.make,
+        "containers": containers.make,
     }
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(

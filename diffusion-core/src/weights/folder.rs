@@ -4,7 +4,7 @@ use std::path::{Component as PathPart, Path, PathBuf};
 
 use serde_json::Value;
 
-use super::SafeTensorsSource;
+use super::TensorFiles;
 use crate::config::read_json;
 use crate::error::{Error, Result};
 
@@ -155,8 +155,8 @@ impl Component {
     /// # Errors
     /// [`Error::NotFound`] if there is none, [`Error::Unsupported`] if there are only pickles,
     /// [`Error::Format`] if a file is damaged.
-    pub fn open_weights(&self) -> Result<SafeTensorsSource> {
-        SafeTensorsSource::open(&self.weight_files()?)
+    pub fn open_weights(&self) -> Result<TensorFiles> {
+        TensorFiles::open(&self.weight_files()?)
     }
 
     fn weight_files(&self) -> Result<Vec<PathBuf>> {

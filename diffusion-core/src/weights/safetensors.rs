@@ -1,132 +1,74 @@
-//! Memory-mapped safetensors files.
+//! The safetensors container.
 
-use std::collections::HashMap;
-use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
-use memmap2::Mmap;
-use safetensors::{Dtype, SafeTensors, tensor::Metadata};
+use safetensors::{Dtype, SafeTensors};
 
+use super::element::Element;
+use super::file::Contents;
+use super::stored::StoredTensor;
 use crate::error::{Error, Result};
-use crate::nn::TensorSource;
 
-struct Shard {
-    path: PathBuf,
-    map: Mmap,
-    /// Where the tensors' bytes begin.
-    data_start: usize,
-    metadata: Metadata,
-}
+/// The length of a header that is fine however small the file is: trainers put much text into LoRAs.
+const MAX_BARE_HEADER: u64 = 8 << 20;
 
-/// The tensors of one or several safetensors files, read from the page cache as they are asked for.
-pub struct SafeTensorsSource {
-    shards: Vec<Shard>,
-    /// Which shard holds a tensor.
-    index: HashMap<String, usize>,
-}
-
-impl SafeTensorsSource {
-    /// Maps the files and checks their headers: every tensor's bytes must lie inside its file.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`] or [`Error::Io`] if a file cannot be opened, [`Error::Format`] if one is cut
-    /// off or damaged, or if two hold a tensor of the same name.
-    pub fn open(files: &[PathBuf]) -> Result<Self> {
-        let mut index = HashMap::new();
-        let mut shards = Vec::with_capacity(files.len());
-        for (i, path) in files.iter().enumerate() {
-            let shard = Shard::open(path)?;
-            for name in shard.metadata.offset_keys() {
-                if index.insert(name.clone(), i).is_some() {
-                    let reason = format!("the tensor {name} is in another shard too");
-                    return Err(Error::format(path, reason));
-                }
-            }
-            shards.push(shard);
-        }
-        Ok(Self { shards, index })
-    }
-
-    fn shard(&self, name: &str) -> Option<&Shard> {
-        self.shards.get(*self.index.get(name)?)
-    }
-}
-
-impl Shard {
-    fn open(path: &Path) -> Result<Self> {
-        let hint = "the checkpoint names this file; copy or download it again";
-        let file = File::open(path).map_err(|e| Error::open(path, e, hint))?;
-        let map = map(&file).map_err(|source| Error::io(path, source))?;
-        let damaged = |e| Error::format(path, format!("not a whole safetensors file: {e}"));
-        let (header_len, metadata) = SafeTensors::read_metadata(&map).map_err(damaged)?;
-        Ok(Self {
-            path: path.to_owned(),
-            map,
-            data_start: header_len + 8,
-            metadata,
-        })
-    }
-}
-
-#[allow(unsafe_code)]
-fn map(file: &File) -> std::io::Result<Mmap> {
-    // SAFETY: the map is read only and private to this process. A file that another process cuts off or
-    // overwrites while a checkpoint loads is outside of what any reader can guard against; the map lives
-    // only until the tensors are copied out.
-    unsafe { Mmap::map(file) }
-}
-
-impl TensorSource for SafeTensorsSource {
-    fn name(&self) -> String {
-        let paths: Vec<_> = self
-            .shards
-            .iter()
-            .map(|s| s.path.display().to_string())
-            .collect();
-        paths.join(", ")
-    }
-
-    fn tensor_names(&self) -> Vec<String> {
-        self.index.keys().cloned().collect()
-    }
-
-    fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        Some(self.shard(name)?.metadata.info(name)?.shape.clone())
-    }
-
-    fn load(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
-        let found = self
-            .shard(name)
-            .and_then(|shard| Some((shard, shard.metadata.info(name)?)));
-        let (shard, info) =
-            found.ok_or_else(|| crate::nn::missing_tensor(TensorSource::name(self), name))?;
-        let stored = match info.dtype {
-            Dtype::F64 => DType::F64,
-            Dtype::F32 => DType::F32,
-            Dtype::F16 => DType::F16,
-            Dtype::BF16 => DType::BF16,
-            other => {
-                let what = format!("{}: tensor {name} of type {other:?}", shard.path.display());
-                return Err(Error::unsupported(what, "F64, F32, F16 and BF16 are"));
-            }
-        };
+/// Reads a whole file's header: every tensor's bytes must lie inside the file.
+pub(super) fn parse(path: &Path, file: &[u8]) -> Result<Contents> {
+    check_header_len(path, file)?;
+    let damaged = |e| Error::format(path, format!("not a whole safetensors file: {e}"));
+    let (header_len, header) = SafeTensors::read_metadata(file).map_err(damaged)?;
+    let data_start = header_len + size_of::<u64>();
+    let mut contents = Contents::default();
+    for (name, info) in header.tensors() {
+        let element = element(info.dtype).ok_or_else(|| {
+            let what = format!("{}: tensor {name} of type {:?}", path.display(), info.dtype);
+            Error::unsupported(what, "convert it to F32, F16, BF16, F8_E4M3 or F8_E5M2")
+        })?;
         let (start, end) = info.data_offsets;
-        // The header's check has seen to it that these bytes are there.
-        let bytes = &shard.map[shard.data_start + start..shard.data_start + end];
-        let tensor = match (stored, dtype) {
-            (DType::F16, DType::F32) => widen(bytes, &info.shape, half::f16::from_le_bytes)?,
-            (DType::BF16, DType::F32) => widen(bytes, &info.shape, half::bf16::from_le_bytes)?,
-            _ => Tensor::from_raw_buffer(bytes, stored, &info.shape, &Device::Cpu)?
-                .to_dtype(dtype)?,
-        };
-        Ok(tensor.to_device(device)?)
+        let shape = info.shape.clone();
+        let tensor = StoredTensor::contiguous(element, shape, data_start + start, data_start + end);
+        let tensor = tensor.map_err(|e| Error::format(path, format!("tensor {name}: {e}")))?;
+        contents.tensors.insert(name, tensor);
+    }
+    if let Some(metadata) = header.metadata() {
+        contents.metadata.extend(metadata.clone());
+    }
+    Ok(contents)
+}
+
+/// A parsed header takes about ten times its length, so a file that is all header is refused.
+fn check_header_len(path: &Path, file: &[u8]) -> Result<()> {
+    let Some(&len) = file.first_chunk() else {
+        return Ok(());
+    };
+    let len = u64::from_le_bytes(len);
+    let limit = MAX_BARE_HEADER + file.len() as u64 / 16;
+    match len <= limit {
+        true => Ok(()),
+        false => Err(Error::format(
+            path,
+            format!("a safetensors header of {len} bytes, at most {limit} were expected"),
+        )),
     }
 }
 
-/// Half-precision numbers as f32, without a copy in between.
-fn widen<T: Into<f32>>(bytes: &[u8], shape: &[usize], read: fn([u8; 2]) -> T) -> Result<Tensor> {
-    let (pairs, _) = bytes.as_chunks::<2>();
-    let values: Vec<f32> = pairs.iter().map(|&pair| read(pair).into()).collect();
-    Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+fn element(dtype: Dtype) -> Option<Element> {
+    Some(match dtype {
+        Dtype::F64 => Element::F64,
+        Dtype::F32 => Element::F32,
+        Dtype::F16 => Element::F16,
+        Dtype::BF16 => Element::Bf16,
+        Dtype::F8_E4M3 => Element::F8E4m3,
+        Dtype::F8_E5M2 => Element::F8E5m2,
+        Dtype::I64 => Element::I64,
+        Dtype::I32 => Element::I32,
+        Dtype::I16 => Element::I16,
+        Dtype::I8 => Element::I8,
+        Dtype::U64 => Element::U64,
+        Dtype::U32 => Element::U32,
+        Dtype::U16 => Element::U16,
+        Dtype::U8 => Element::U8,
+        Dtype::BOOL => Element::Bool,
+        _ => return None,
+    })
 }
