@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use diffusion_core::{Error, ErrorKind, GenerateRequest, Pipeline};
-use diffusion_tests::{TestResult, copy_folder, model_path};
+use diffusion_tests::{TestResult, copy_folder, golden_path, model_path};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -98,13 +98,25 @@ fn a_model_without_text_encoder_opens_and_says_so_when_asked() -> TestResult {
 }
 
 #[test]
-fn pickles_alone_are_named() -> TestResult {
+fn a_component_with_a_bin_file_alone() -> TestResult {
     let folder = copy()?;
     let unet = folder.path().join(UNET);
-    fs::rename(&unet, unet.with_extension("bin"))?;
-    let error = open_error(folder.path())?;
-    assert_eq!(error.kind(), ErrorKind::Unsupported);
-    assert!(error.to_string().contains(".bin"), "{error}");
+    let bin = unet.with_extension("bin");
+    // The container is what the bytes say, not what the name says.
+    fs::rename(&unet, &bin)?;
+    Pipeline::builder().weights(folder.path()).build()?;
+    // A pickle, but not of this model.
+    fs::copy(golden_path("containers/legacy.pt"), &bin)?;
+    assert_eq!(open_error(folder.path())?.kind(), ErrorKind::Weights);
+    // Shards.
+    fs::rename(&bin, bin.with_file_name("part-1.bin"))?;
+    let index = json!({"weight_map": {"a": "part-1.bin"}});
+    let index_path = bin.with_file_name("diffusion_pytorch_model.bin.index.json");
+    fs::write(index_path, index.to_string())?;
+    assert_eq!(open_error(folder.path())?.kind(), ErrorKind::Weights);
+    // safetensors are preferred.
+    fs::copy(model_path("sd15").join(UNET), &unet)?;
+    Pipeline::builder().weights(folder.path()).build()?;
     Ok(())
 }
 

@@ -150,11 +150,11 @@ impl DiffusersFolder {
 }
 
 impl Component {
-    /// Maps the component's weights: one safetensors file, or the shards that an index lists.
+    /// Maps the component's weights: one file, or the shards that an index lists. Of a safetensors file
+    /// and a pickle with the same weights the first is read.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if there is none, [`Error::Unsupported`] if there are only pickles,
-    /// [`Error::Format`] if a file is damaged.
+    /// [`Error::NotFound`] if there is none, and as [`TensorFile::open`](super::TensorFile::open).
     pub fn open_weights(&self) -> Result<TensorFiles> {
         TensorFiles::open(&self.weight_files()?)
     }
@@ -175,16 +175,8 @@ impl Component {
                 return Ok(files);
             }
         }
-        if names.iter().any(|name| name.ends_with(".bin")) {
-            return Err(Error::unsupported(
-                format!("{}: weights in .bin files alone", self.path.display()),
-                "convert them to safetensors",
-            ));
-        }
-        let hint = format!(
-            "expected {}.safetensors or its index",
-            STEMS.join(".safetensors, ")
-        );
+        let names = NAMES.map(|(stem, ending)| format!("{stem}.{ending}"));
+        let hint = format!("expected {} or its index", names.join(", "));
         Err(Error::NotFound {
             path: self.path.clone(),
             hint,
@@ -194,15 +186,15 @@ impl Component {
     /// The files of one variant (an infix with its dot, or nothing), if they are there.
     fn files_of(&self, names: &[String], infix: &str) -> Result<Option<Vec<PathBuf>>> {
         let has = |name: &String| names.contains(name);
-        for stem in STEMS {
-            let single = format!("{stem}{infix}.safetensors");
+        for (stem, ending) in NAMES {
+            let single = format!("{stem}{infix}.{ending}");
             if has(&single) {
                 return Ok(Some(vec![self.path.join(single)]));
             }
             // Both spellings are in use.
             let indices = [
-                format!("{stem}.safetensors.index{infix}.json"),
-                format!("{stem}{infix}.safetensors.index.json"),
+                format!("{stem}.{ending}.index{infix}.json"),
+                format!("{stem}{infix}.{ending}.index.json"),
             ];
             if let Some(index) = indices.into_iter().find(has) {
                 return self.shards(&self.path.join(index)).map(Some);
@@ -240,17 +232,22 @@ impl Component {
 
 /// The variant that the name of a weight file or of an index states, if it does.
 fn variant_of(name: &str) -> Option<&str> {
-    let rest = STEMS
-        .iter()
-        .find_map(|stem| name.strip_prefix(stem)?.strip_prefix('.'))?;
-    let between = |start: &str, end: &str| rest.strip_prefix(start)?.strip_suffix(end);
-    between("safetensors.index.", ".json")
-        .or_else(|| between("", ".safetensors.index.json"))
-        .or_else(|| between("", ".safetensors"))
+    NAMES.iter().find_map(|(stem, ending)| {
+        let rest = name.strip_prefix(stem)?.strip_prefix('.')?;
+        let between = |start: &str, end: &str| rest.strip_prefix(start)?.strip_suffix(end);
+        between(&format!("{ending}.index."), ".json")
+            .or_else(|| between("", &format!(".{ending}.index.json")))
+            .or_else(|| between("", &format!(".{ending}")))
+    })
 }
 
-/// What weight files are called, without variant and ending.
-const STEMS: [&str; 2] = ["diffusion_pytorch_model", "model"];
+/// What weight files are called, without variant, the preferred ones first.
+const NAMES: [(&str, &str); 4] = [
+    ("diffusion_pytorch_model", "safetensors"),
+    ("model", "safetensors"),
+    ("diffusion_pytorch_model", "bin"),
+    ("pytorch_model", "bin"),
+];
 
 fn file_names(folder: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
