@@ -60,7 +60,6 @@ impl<'a> Archive<'a> {
         {
             return Err(reader.error("the directory of the archive lies outside of the file"));
         }
-        // An archive could still claim more entries than it has bytes to hold.
         let mut entries = Vec::with_capacity(directory.count as usize);
         let mut at = directory.start;
         for _ in 0..directory.count {
@@ -119,10 +118,7 @@ fn find_directory(reader: &mut Reader<'_>, file: &[u8]) -> Result<Directory> {
     let first = file.len().saturating_sub(END_LEN + usize::from(u16::MAX));
     let is_end = |at: &usize| {
         let record = &file[*at..];
-        let comment = match record {
-            [.., low, high] if record.len() == END_LEN => [*low, *high],
-            _ => [record[END_LEN - 2], record[END_LEN - 1]],
-        };
+        let comment = [record[END_LEN - 2], record[END_LEN - 1]];
         record.starts_with(&DIRECTORY_END)
             && END_LEN + usize::from(u16::from_le_bytes(comment)) == record.len()
     };

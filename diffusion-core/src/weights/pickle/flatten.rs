@@ -11,14 +11,13 @@ use crate::weights::StoredTensor;
 use crate::weights::reader::Reader;
 
 /// Where trainers put the weights beside what else they save; averaged weights come before plain ones.
-const WRAPPERS: [&str; 7] = [
+const WRAPPERS: [&str; 6] = [
     "state_dict",
     "params_ema",
     "params",
     "model_state_dict",
     "model",
     "module",
-    "generator",
 ];
 
 /// No state dict is nested as deeply.

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use super::budget::Budget;
-use super::globals::{Global, lookup};
+use super::globals::lookup;
 use super::rebuild::{RawStorage, RawTensor};
 use super::value::{Heap, Span, Value};
 use crate::error::{Error, Result};
@@ -275,14 +275,14 @@ impl<'a> Machine<'a> {
         self.marks.last().copied().unwrap_or(0)
     }
 
-    fn top(&self) -> Result<Value> {
+    pub(super) fn top(&self) -> Result<Value> {
         match self.stack[self.floor()..].last() {
             Some(&value) => Ok(value),
             None => Err(self.underflow()),
         }
     }
 
-    fn pop(&mut self) -> Result<Value> {
+    pub(super) fn pop(&mut self) -> Result<Value> {
         let top = self.top()?;
         self.stack.pop();
         Ok(top)
@@ -462,122 +462,5 @@ impl<'a> Machine<'a> {
             return Err(self.reader.error(reason));
         }
         std::str::from_utf8(bytes).map_err(|_| self.reader.error("a name is not UTF-8"))
-    }
-
-    /// Replaces the function or class on the stack by what it makes of the arguments.
-    fn reduce(&mut self, arguments: Value) -> Result<()> {
-        let made = match (self.pop()?, arguments) {
-            (Value::Global(global), Value::Tuple(arguments)) => {
-                let arguments = self.heap.tuple(arguments);
-                // More are never looked at, and a long tuple may be recalled many times.
-                let arguments = arguments[..arguments.len().min(8)].to_vec();
-                self.call(global, &arguments)?
-            }
-            _ => return Err(self.reader.error("the pickle calls what is no function")),
-        };
-        self.push(made)
-    }
-
-    /// Gives the object on the stack the state above it. States of no interest are dropped.
-    fn build(&mut self) -> Result<()> {
-        let state = self.pop()?;
-        match self.top()? {
-            Value::Dict(index) => self.parameters(index, state),
-            Value::NumpyType(_) => self.check_byte_order(state),
-            Value::Opaque(_) | Value::Tensor(_) => Ok(()),
-            _ => Err(self
-                .reader
-                .error("the pickle sets the state of a plain value")),
-        }
-    }
-
-    /// A `ParameterDict` is an object whose state holds its entries; the state of other dicts holds none.
-    fn parameters(&mut self, index: u32, state: Value) -> Result<()> {
-        let entries = self.heap.entries(state).unwrap_or_default();
-        // A module's state begins with these; a long state may be recalled many times.
-        let found = entries.iter().take(16).find(|(key, _)| match key {
-            Value::Text(span) => span.of(self.pickle) == b"_parameters",
-            _ => false,
-        });
-        let Some(entries) = found.and_then(|&(_, value)| self.heap.entries(value)) else {
-            return Ok(());
-        };
-        self.budget.spend(&self.reader, size_of_val(entries))?;
-        let entries = entries.to_vec();
-        self.heap.dicts[index as usize].extend(entries);
-        Ok(())
-    }
-
-    pub(super) fn call(&mut self, global: Global, arguments: &[Value]) -> Result<Value> {
-        match global {
-            Global::Dict => self.dict(arguments),
-            Global::Size => match arguments {
-                [list @ (Value::Tuple(_) | Value::List(_))] => Ok(*list),
-                _ => Err(self.misused("torch.Size")),
-            },
-            Global::Tensor(version) => self.tensor(version, arguments),
-            Global::Parameter => match arguments {
-                [tensor @ Value::Tensor(_), ..] => Ok(*tensor),
-                _ => Err(self.misused("torch._utils._rebuild_parameter")),
-            },
-            Global::FromType => match arguments {
-                [
-                    Value::Global(inner @ Global::Tensor(_)),
-                    _,
-                    Value::Tuple(arguments),
-                    ..,
-                ] => {
-                    let arguments = self.heap.tuple(*arguments);
-                    let arguments = arguments[..arguments.len().min(8)].to_vec();
-                    self.call(*inner, &arguments)
-                }
-                _ => Err(self.misused("torch._tensor._rebuild_from_type_v2")),
-            },
-            Global::Encode => match arguments {
-                [Value::Text(text), Value::Text(encoding)]
-                    if encoding.of(self.pickle) == b"latin1" =>
-                {
-                    Ok(Value::Latin1(*text))
-                }
-                [] => Ok(Value::Bytes(Span { start: 0, len: 0 })),
-                _ => Err(self.misused("_codecs.encode")),
-            },
-            Global::NumpyType => self.numpy_type(arguments),
-            Global::NumpyScalar => self.numpy_scalar(arguments),
-            Global::Opaque(class) => Ok(Value::Opaque(class)),
-            Global::Storage(_) | Global::Element(_) => Err(self.misused("a torch type")),
-        }
-    }
-
-    fn dict(&mut self, arguments: &[Value]) -> Result<Value> {
-        let entries = match arguments {
-            // Python 2 wrote the items as one list.
-            [Value::List(pairs)] => {
-                let pairs = &self.heap.lists[*pairs as usize];
-                self.budget
-                    .spend(&self.reader, pairs.len() * size_of::<(Value, Value)>())?;
-                let entry = |&pair: &Value| match self.heap.items(pair) {
-                    Some(&[key, value]) => Ok((key, value)),
-                    _ => Err(self.misused("collections.OrderedDict")),
-                };
-                pairs.iter().map(entry).collect::<Result<_>>()?
-            }
-            [Value::Dict(index)] => {
-                let entries = &self.heap.dicts[*index as usize];
-                self.budget
-                    .spend(&self.reader, size_of_val(entries.as_slice()))?;
-                entries.clone()
-            }
-            // A defaultdict names the class of its defaults.
-            [] | [Value::Global(_) | Value::None] => Vec::new(),
-            _ => return Err(self.misused("collections.OrderedDict")),
-        };
-        self.new_dict(entries)
-    }
-
-    pub(super) fn misused(&self, function: &str) -> Error {
-        self.reader.error(format!(
-            "the pickle calls {function} with arguments that it does not take"
-        ))
     }
 }

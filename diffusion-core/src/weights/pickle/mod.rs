@@ -6,6 +6,7 @@
 
 mod archive;
 mod budget;
+mod calls;
 mod flatten;
 mod globals;
 mod machine;

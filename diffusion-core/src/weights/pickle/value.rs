@@ -113,7 +113,7 @@ impl Pickle {
 pub struct PickleValue<'a> {
     pickle: &'a Pickle,
     bytes: &'a [u8],
-    pub(super) value: Value,
+    value: Value,
 }
 
 impl<'a> PickleValue<'a> {
