@@ -24,6 +24,15 @@ step of a run over a toy model, within 1e-4 of the largest value; what is verifi
 "#;
 
 const CURVES: &str = r#"
+Classes of diffusers that are not there: `CogVideoXDDIMScheduler` and `CogVideoXDPMScheduler`, whose variances are shifted for a video model;
+`UnCLIPScheduler`, `DDPMWuerstchenScheduler`, `SCMScheduler`, `ConsistencyDecoderScheduler`, `MiniMaxH3Scheduler`, `HeliosScheduler`,
+`HeliosDMDScheduler`, `FlowMapEulerDiscreteScheduler`, `PiflowScheduler` and `RFD4ProteinaScheduler`, each made for one model in a form of its
+own (predicted variances, cosine ratios, angles, times that count the other way, policies, several modalities) that does not run here;
+`RePaintScheduler`, whose step takes a picture and a mask; `ScoreSdeVeScheduler`, `ScoreSdeVpScheduler` and `KarrasVeScheduler`, which
+unconditional models in pixels had, the last two deprecated; `AmusedScheduler`, `BlockRefinementScheduler`, `DiscreteDDIMScheduler`,
+`EntropyBoundScheduler` and `VQDiffusionScheduler`, which draw tokens and no latents. Of ComfyUI's menu `sa_solver_pece` is not there, nor
+are its own orders for `sa_solver`.
+
 ## Sigma schedules
 
 "#;
@@ -49,7 +58,7 @@ The plot and the sheets come from:
 /// The commands that make the pictures.
 fn commands() -> String {
     let is_for_the_model = |name: &&str| {
-        let other_forms = ["ddim_inverse", "edm", "flow"];
+        let other_forms = ["inverse", "edm", "flow", "cosine", "consistency"];
         !other_forms.iter().any(|part| name.contains(part))
     };
     let is_cfg_pp = |name: &&str| name.ends_with("cfg_pp");
@@ -112,7 +121,12 @@ fn row(entry: &Entry) -> Vec<String> {
         n => n.to_string(),
     };
     let class = match entry.verified.starts_with("diffusers") {
-        true => format!("`{}`", entry.class),
+        true => {
+            let others = entry.other_classes.iter().copied();
+            let classes = [entry.class].into_iter().chain(others);
+            let quoted: Vec<String> = classes.map(|class| format!("`{class}`")).collect();
+            quoted.join(", ")
+        }
         false => String::new(),
     };
     vec![

@@ -16,8 +16,10 @@ KINDS = {
 }
 CLASSES = [
     "DDIM",
+    "DDIMParallel",
     "DDIMInverse",
     "DDPM",
+    "DDPMParallel",
     "PNDM",
     "LMSDiscrete",
     "EulerDiscrete",
@@ -26,6 +28,8 @@ CLASSES = [
     "KDPM2Discrete",
     "KDPM2AncestralDiscrete",
     "DPMSolverMultistep",
+    "DPMSolverMultistepInverse",
+    "CosineDPMSolverMultistep",
     "DPMSolverSinglestep",
     "DPMSolverSDE",
     "DEISMultistep",
@@ -37,9 +41,12 @@ CLASSES = [
     "EDMDPMSolverMultistep",
     "FlowMatchEulerDiscrete",
     "FlowMatchHeunDiscrete",
+    "FlowMatchLCM",
+    "LTXEulerAncestralRF",
+    "CMStochasticIterative",
 ]
 # Distilled and flow models, and EDM, have one plan.
-ONE_PLAN = ["LCM", "TCD", "EDM", "Flow"]
+ONE_PLAN = ["LCM", "TCD", "EDM", "Flow", "LTX", "Cosine", "CM"]
 
 
 def make(out, emoji):
@@ -49,6 +56,8 @@ def make(out, emoji):
         config = config_of(scheduler)
         for steps in STEPS:
             name = f"{plan}.{steps}"
+            if steps == 1 and starts_low(scheduler):
+                continue
             scheduler.set_timesteps(steps)
             sigmas, timesteps = grid(scheduler, steps)
             tensors[f"{name}.timesteps"] = timesteps.float()
@@ -74,6 +83,14 @@ def schedulers():
                         config["timestep_spacing"] = spacing
                     config = {key: value for key, value in config.items() if knows(cls, key)}
                     yield f"{module_of(cls)}.{spacing}.{kind}", cls(**config)
+
+
+def starts_low(scheduler):
+    """Whether a single step of the class starts at its curve's lowest level; ours starts at the highest,
+    or on the way back goes up to it."""
+    if isinstance(scheduler, diffusers.DPMSolverMultistepInverseScheduler):
+        return any(scheduler.config[f"use_{kind}_sigmas"] for kind in ["karras", "exponential", "beta"])
+    return isinstance(scheduler, diffusers.CosineDPMSolverMultistepScheduler)
 
 
 def grid(scheduler, steps):

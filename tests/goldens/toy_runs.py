@@ -22,6 +22,8 @@ EULER_LAST = {"euler_at_final": True, "final_sigmas_type": "sigma_min", "steps":
 
 # Classes whose latents are clean + sigma * noise; the others hold them in the model's own scale.
 EXPLODING = [
+    "CMStochasticIterativeScheduler",
+    "CosineDPMSolverMultistepScheduler",
     "DPMSolverSDEScheduler",
     "EDMDPMSolverMultistepScheduler",
     "EDMEulerScheduler",
@@ -33,7 +35,15 @@ EXPLODING = [
     "LMSDiscreteScheduler",
 ]
 # Classes that run the other way, need their whole history, or leave no room for a later start.
-WHOLE_ONLY = ["DDIMInverse", "PNDM", "LCM", "TCD", "IPNDM"]
+WHOLE_ONLY = [
+    "DDIMInverse",
+    "DPMSolverMultistepInverse",
+    "PNDM",
+    "LCM",
+    "TCD",
+    "IPNDM",
+    "LTXEulerAncestralRF",
+]
 
 
 @dataclass
@@ -50,8 +60,10 @@ class Case:
 # Run with both predictions, with and without Karras sigmas, from the start and from the middle.
 MAIN = {
     "DDIM": {"": {"clip_sample": False}},
+    "DDIMParallel": {"": {"clip_sample": False}},
     "DDIMInverse": {"": {"clip_sample": False}},
     "DDPM": {"": {"clip_sample": False}},
+    "DDPMParallel": {"": {"clip_sample": False}},
     "PNDM": {"plms": {"skip_prk_steps": True}, "prk": {"skip_prk_steps": False}},
     "LMSDiscrete": {"": {}},
     "EulerDiscrete": {"": {}},
@@ -65,6 +77,11 @@ MAIN = {
         "sde-dpmsolver": {"algorithm_type": "sde-dpmsolver", "final_sigmas_type": "sigma_min"},
         SDE: {"algorithm_type": SDE},
     },
+    "DPMSolverMultistepInverse": {
+        "dpmsolver++": {"algorithm_type": "dpmsolver++"},
+        "dpmsolver": {"algorithm_type": "dpmsolver"},
+    },
+    "CosineDPMSolverMultistep": {"": {}},
     "DPMSolverSinglestep": {
         "dpmsolver++": {"algorithm_type": "dpmsolver++"},
         "dpmsolver": {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"},
@@ -79,10 +96,13 @@ MAIN = {
     },
     "LCM": {"": {}},
     "TCD": {"eta0": {"eta": 0.0}, "eta0.3": {"eta": 0.3}, "eta1": {"eta": 1.0}},
+    "CMStochasticIterative": {"": {"clip_denoised": False, "num_train_timesteps": 40}},
     "EDMEuler": {"": {}},
     "EDMDPMSolverMultistep": {"dpmsolver++": {}, SDE: {"algorithm_type": SDE}},
     "FlowMatchEulerDiscrete": {"shift1": {"shift": 1.0}, "shift3": {"shift": 3.0}},
     "FlowMatchHeunDiscrete": {"shift1": {"shift": 1.0}, "shift3": {"shift": 3.0}},
+    "FlowMatchLCM": {"shift1": {"shift": 1.0}, "shift3": {"shift": 3.0}},
+    "LTXEulerAncestralRF": {"eta1": {"eta": 1.0}, "eta0.5": {"eta": 0.5}, "eta0": {"eta": 0.0}},
     "IPNDM": {"": {}},
 }
 
@@ -195,6 +215,39 @@ EXTRA = {
         "lower_order": {"lower_order_final": False},
         "flow": FLOW,
     },
+    "DPMSolverMultistepInverse": {
+        f"{label}.{name}": MAIN["DPMSolverMultistepInverse"][label] | options
+        for label in MAIN["DPMSolverMultistepInverse"]
+        for name, options in {
+            **orders("order", [1, 3]),
+            "heun": {"solver_type": "heun"},
+        }.items()
+    }
+    | {
+        "lower_order": {"solver_order": 3, "lower_order_final": False},
+        "steps16": {"solver_order": 3, "steps": 16},
+        "euler_at_final": {"euler_at_final": True, "steps": 16},
+    },
+    "CosineDPMSolverMultistep": orders("order", [1])
+    | {
+        "karras": {"sigma_schedule": "karras"},
+        "heun": {"solver_type": "heun"},
+        "sigma_min": {"final_sigmas_type": "sigma_min"},
+        "steps16": {"steps": 16},
+        "sigma_data": {"sigma_data": 0.5, "sigma_max": 80.0},
+    },
+    "CMStochasticIterative": {
+        "steps4": {"steps": 4},
+        "steps1": {"steps": 1},
+        "clipped": {"clip_denoised": True},
+        "s_noise": {"s_noise": 1.01},
+    },
+    "FlowMatchLCM": {
+        "dynamic": {"use_dynamic_shifting": True, "mu": 0.8},
+        "terminal": {"shift": 3.0, "shift_terminal": 0.1},
+        "steps4": {"steps": 4},
+    },
+    "LTXEulerAncestralRF": {"s_noise": {"s_noise": 1.01}, "steps4": {"steps": 4}},
     "LCM": {"steps4": {"steps": 4}, "steps1": {"steps": 1}},
     "EDMEuler": {"exponential": {"sigma_schedule": "exponential"}},
     "EDMDPMSolverMultistep": orders("order", [1, 3])
@@ -262,7 +315,7 @@ def cases(name, cls):
 
 def case_of(name, cls, options):
     """Splits what a run is given from what a scheduler is built with."""
-    run_keys = ["steps", "start", "eta", "mu"]
+    run_keys = [key for key in ["steps", "start", "eta", "mu"] if not knows(cls, key)]
     given = {key: options[key] for key in run_keys if key in options}
     rest = {key: value for key, value in options.items() if key not in run_keys}
     base = {key: value for key, value in BASE.items() if knows(cls, key)}
@@ -376,8 +429,15 @@ class Draws:
             drawn.append(noise)
             return noise
 
+        def made_anew(sample, **_):
+            return lambda sigma, sigma_next: gaussian(sample.shape)
+
         module = inspect.getmodule(type(scheduler))
-        if hasattr(module, "BrownianTreeNoiseSampler"):
+        if isinstance(scheduler, diffusers.CosineDPMSolverMultistepScheduler):
+            # It makes its Brownian path in its first step, from a seed that nobody knows.
+            scheduler.noise_sampler = None
+            patch = mock.patch.object(module, "BrownianTreeNoiseSampler", made_anew)
+        elif hasattr(module, "BrownianTreeNoiseSampler"):
             original = module.BrownianTreeNoiseSampler.__call__
             patch = mock.patch.object(module.BrownianTreeNoiseSampler, "__call__", brownian)
         else:

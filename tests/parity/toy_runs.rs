@@ -111,7 +111,9 @@ fn distances(
         let numbers = golden.names().filter_map(|key| key.strip_prefix(&prefix));
         numbers.filter(|rest| rest.parse::<usize>().is_ok()).count()
     };
-    for (kind, found) in [("step", distances.len()), ("noise", draws)] {
+    // diffusers draws for a last step, too, and gives it no weight.
+    let unused = usize::from(name.starts_with("consistency_models") && draws > 0);
+    for (kind, found) in [("step", distances.len()), ("noise", draws + unused)] {
         let expected = recorded(kind);
         if found != expected {
             return Err(format!("{expected} of {kind} recorded, {found} in this run").into());

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::config::parse;
 use crate::error::{Error, Result};
@@ -88,6 +88,36 @@ pub struct NoiseScheduleConfig {
     pub form: NoiseForm,
 }
 
+/// How the names of classes for flow models begin.
+const FLOW_CLASSES: [&str; 2] = ["FlowMatch", "LTXEulerAncestralRF"];
+
+/// How the names of classes for models in the form of Karras et al. begin.
+const EDM_CLASSES: [&str; 3] = ["EDM", "CosineDPMSolver", "CMStochasticIterative"];
+
+fn is_one_of(beginnings: &[&str], class: &str) -> bool {
+    beginnings.iter().any(|start| class.starts_with(start))
+}
+
+/// The configuration with what its class has in place of the usual defaults.
+fn with_class_defaults(config: &Value) -> Value {
+    let defaults = match config["_class_name"].as_str() {
+        Some("CosineDPMSolverMultistepScheduler") => json!({
+            "sigma_min": 0.3,
+            "sigma_max": 500.0,
+            "sigma_data": 1.0,
+            "prediction_type": "v_prediction",
+        }),
+        Some("CMStochasticIterativeScheduler") => json!({"num_train_timesteps": 40}),
+        _ => return config.clone(),
+    };
+    let (Value::Object(mut fields), Some(given)) = (defaults, config.as_object()) else {
+        return config.clone();
+    };
+    let given = given.iter().filter(|(_, value)| !value.is_null());
+    fields.extend(given.map(|(name, value)| (name.clone(), value.clone())));
+    Value::Object(fields)
+}
+
 /// What the classes of flow and EDM models have beside.
 #[derive(Deserialize)]
 #[serde(default)]
@@ -166,9 +196,10 @@ impl NoiseScheduleConfig {
     /// [`Error::Format`] for fields of the wrong type or unknown names.
     pub fn from_json(config: &Value) -> Result<Self> {
         let place = Path::new("scheduler config");
+        let config = &with_class_defaults(config);
         let mut parsed: Self = parse(place, config)?;
         let fields: FormFields = parse(place, config)?;
-        let is_flow_class = fields.class.starts_with("FlowMatch");
+        let is_flow_class = is_one_of(&FLOW_CLASSES, &fields.class);
         let is_flow = is_flow_class
             || fields.use_flow_sigmas
             || parsed.prediction_type == PredictionType::FlowPrediction;
@@ -180,7 +211,7 @@ impl NoiseScheduleConfig {
                 false => fields.flow_shift,
             };
             parsed.form = NoiseForm::Flow { shift };
-        } else if fields.class.starts_with("EDM") {
+        } else if is_one_of(&EDM_CLASSES, &fields.class) {
             parsed.form = NoiseForm::Edm {
                 sigma_min: fields.sigma_min,
                 sigma_max: fields.sigma_max,

@@ -90,6 +90,10 @@ pub(super) trait Algorithm:
         self.levels().timestep(Self::GRID, noise, sigma)
     }
 
+    fn start_scale(&self, noise: &NoiseSchedule, sigma_max: f64) -> f64 {
+        self.levels().init_noise_sigma(Self::GRID, noise, sigma_max)
+    }
+
     fn fresh_noise(&self) -> NoiseKind {
         NoiseKind::Gaussian
     }
@@ -120,7 +124,7 @@ impl<A: Algorithm> Scheduler for A {
     }
 
     fn init_noise_sigma(&self, noise: &NoiseSchedule, sigma_max: f64) -> f64 {
-        self.levels().init_noise_sigma(A::GRID, noise, sigma_max)
+        self.start_scale(noise, sigma_max)
     }
 
     fn final_scale(&self, noise: &NoiseSchedule, sigma_last: f64) -> f64 {

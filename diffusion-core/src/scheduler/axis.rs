@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use super::Step;
 use super::updates::noise_of;
-use crate::denoise::NoiseSchedule;
+use crate::denoise::{NoiseForm, NoiseSchedule};
 use crate::error::Result;
 
 /// The axis of a run's slopes: noise levels, or shares of noise `s = sigma / (1 + sigma)`.
@@ -22,6 +22,13 @@ pub(super) struct Axis {
 impl Axis {
     /// The axis of shares.
     pub(super) const SHARES: Self = Self { by_share: true };
+
+    /// Shares for flows alone.
+    pub(super) fn of_flows(noise: &NoiseSchedule) -> Self {
+        Self {
+            by_share: matches!(noise.form(), NoiseForm::Flow { .. }),
+        }
+    }
 
     /// Shares for models that start at pure noise.
     pub(super) fn of(noise: &NoiseSchedule) -> Self {

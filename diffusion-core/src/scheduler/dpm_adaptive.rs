@@ -216,8 +216,17 @@ impl DpmAdaptive {
     }
 }
 
-/// The first level of a plan, and the last above 0.
+/// The levels between which a curve lies: the first of its plan and the last above 0, or those of the model if
+/// it is one between two levels.
 fn ends(levels: &Levels, noise: &NoiseSchedule, num_steps: usize) -> Result<(f64, f64)> {
+    use SigmaSchedule as S;
+    if matches!(
+        levels.sigma_schedule,
+        S::Native | S::Karras | S::Exponential | S::Beta
+    ) {
+        let noise = noise.with_finite_terminal_snr();
+        return Ok((noise.sigma_max(), noise.sigma_min()));
+    }
     // A single step has one level.
     let plan = levels.plan(Grid::Fractional, noise, num_steps.max(2))?;
     let low = plan.iter().rev().find(|sigma| **sigma > 0.0);

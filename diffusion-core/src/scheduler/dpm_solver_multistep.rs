@@ -1,5 +1,6 @@
 //! DPM-Solver and DPM-Solver++, multistep.
 
+use std::cmp::Ordering;
 use std::collections::VecDeque;
 
 use candle_core::Tensor;
@@ -142,9 +143,12 @@ impl MultistepSolver {
             2 if is_lowered => 2,
             _ => 3,
         };
-        let usable = match step.sigma() > step.sigma_next() {
-            true => falling(self.history.iter().map(|(sigma, _)| *sigma)),
-            false => 1,
+        let levels = self.history.iter().map(|(sigma, _)| *sigma);
+        let usable = match step.sigma().partial_cmp(&step.sigma_next()) {
+            Some(Ordering::Greater) => falling(levels),
+            // On the way back it is the negatives that fall.
+            Some(Ordering::Less) => falling(levels.map(|sigma| -sigma)),
+            _ => 1,
         };
         config.solver_order.min(highest).min(usable)
     }

@@ -20,6 +20,8 @@ pub struct Entry {
     pub labels: &'static [&'static str],
     /// The class in configurations, diffusers' where it has one.
     pub class: &'static str,
+    /// Other classes of diffusers that do the same.
+    pub other_classes: &'static [&'static str],
     /// The order of convergence over 12 to 96 steps, without fresh noise where it is stochastic; 0 where it
     /// has none. That of methods over several steps counts their start at first order.
     pub order: u8,
@@ -44,6 +46,7 @@ impl Entry {
             name,
             labels: &[],
             class: A::CLASS,
+            other_classes: &[],
             order,
             evaluations,
             is_stochastic: false,
@@ -56,6 +59,11 @@ impl Entry {
 
     pub(super) const fn labels(mut self, labels: &'static [&'static str]) -> Self {
         self.labels = labels;
+        self
+    }
+
+    pub(super) const fn other_classes(mut self, classes: &'static [&'static str]) -> Self {
+        self.other_classes = classes;
         self
     }
 
@@ -87,9 +95,17 @@ impl Entry {
         (self.build)(&Value::Object(fields))
     }
 
+    fn classes(&self) -> impl Iterator<Item = &'static str> {
+        [self.class]
+            .into_iter()
+            .chain(self.other_classes.iter().copied())
+    }
+
     fn is_class(&self, name: &str) -> bool {
-        let class = plain(self.class);
-        class == name || class.strip_suffix("scheduler") == Some(name)
+        self.classes().any(|class| {
+            let class = plain(class);
+            class == name || class.strip_suffix("scheduler") == Some(name)
+        })
     }
 
     fn answers_to(&self, name: &str) -> bool {
@@ -132,10 +148,11 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 /// fields of the wrong type, [`Error::InvalidArgument`] for fields out of range.
 pub fn from_config(config: &Value) -> Result<Arc<dyn Scheduler>> {
     let class = config["_class_name"].as_str().unwrap_or_default();
-    match TABLE.iter().find(|entry| entry.class == class) {
+    let answers = |entry: &&Entry| entry.classes().any(|known| known == class);
+    match TABLE.iter().find(answers) {
         Some(entry) => (entry.build)(config),
         None => {
-            let classes = TABLE.iter().map(|entry| entry.class);
+            let classes = TABLE.iter().flat_map(Entry::classes);
             Err(unknown(class, nearest(class, classes)))
         }
     }

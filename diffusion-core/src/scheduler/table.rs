@@ -2,11 +2,12 @@
 
 use super::registry::Entry;
 use super::{
-    Ddim, DdimInverse, Ddpm, Deis, Dpm2, Dpm2Ancestral, DpmAdaptive, DpmFast, DpmPp2mCfgPp,
-    DpmPp2sAncestral, DpmPpMultistepSde, DpmSolverMultistep, DpmSolverSde, DpmSolverSinglestep,
-    EdmDpmSolverMultistep, EdmEuler, ErSde, Euler, EulerAncestral, EulerCfgPp, FlowMatchEuler,
-    FlowMatchHeun, GradientEstimation, Heun, HeunPp, Ipndm, Lcm, Lms, Pndm, ResMultistep, Restart,
-    SaSolver, Seeds, Tcd, UniPc,
+    ConsistencyModel, CosineDpmSolverMultistep, Ddim, DdimInverse, Ddpm, Deis, Dpm2, Dpm2Ancestral,
+    DpmAdaptive, DpmFast, DpmPp2mCfgPp, DpmPp2sAncestral, DpmPpMultistepSde, DpmSolverMultistep,
+    DpmSolverMultistepInverse, DpmSolverSde, DpmSolverSinglestep, EdmDpmSolverMultistep, EdmEuler,
+    ErSde, Euler, EulerAncestral, EulerCfgPp, FlowMatchEuler, FlowMatchEulerAncestral,
+    FlowMatchHeun, FlowMatchLcm, GradientEstimation, Heun, HeunPp, Ipndm, Lcm, Lms, Pndm,
+    ResMultistep, Restart, SaSolver, Seeds, Tcd, UniPc,
 };
 
 /// Every step's latents, in a run over a toy model.
@@ -59,6 +60,7 @@ pub(super) const TABLE: &[Entry] = &[
         .source("Crowson 2022 (k-diffusion)", DIFFUSERS),
     Entry::new::<Ddim>("ddim", 1, 1)
         .labels(&["DDIM"])
+        .other_classes(&["DDIMParallelScheduler"])
         .fields(PLAIN)
         .source(SONG, DIFFUSERS),
     Entry::new::<Ddim>("ddim_cfg_pp", 1, 1)
@@ -68,6 +70,7 @@ pub(super) const TABLE: &[Entry] = &[
     Entry::new::<DdimInverse>("ddim_inverse", 1, 1).source(SONG, DIFFUSERS),
     Entry::new::<Ddpm>("ddpm", 1, 1)
         .labels(&["DDPM"])
+        .other_classes(&["DDPMParallelScheduler"])
         .stochastic()
         .source("Ho et al. 2020", DIFFUSERS),
     Entry::new::<Pndm>("pndm", 2, 1).source(LIU, DIFFUSERS),
@@ -90,6 +93,13 @@ pub(super) const TABLE: &[Entry] = &[
             r#"{"algorithm_type": "dpmsolver", "solver_order": 2, "final_sigmas_type": "sigma_min"}"#,
         )
         .source(LU, DIFFUSERS),
+    Entry::new::<DpmSolverMultistepInverse>("dpmpp_2m_inverse", 2, 1)
+        .fields(r#"{"algorithm_type": "dpmsolver++", "solver_order": 2}"#)
+        .source(LU_PP, DIFFUSERS),
+    Entry::new::<CosineDpmSolverMultistep>("cosine_dpmpp_2m_sde", 1, 1)
+        .fields(r#"{"algorithm_type": "sde-dpmsolver++", "solver_order": 2}"#)
+        .stochastic()
+        .source("Evans et al. 2024", DIFFUSERS),
     Entry::new::<DpmSolverSinglestep>("dpmpp_2s", 2, 1)
         .labels(&["DPM++ 2S"])
         .fields(r#"{"algorithm_type": "dpmsolver++", "solver_order": 2}"#)
@@ -158,6 +168,9 @@ pub(super) const TABLE: &[Entry] = &[
     Entry::new::<Tcd>("tcd", 1, 1)
         .labels(&["TCD"])
         .source("Zheng et al. 2024", DIFFUSERS),
+    Entry::new::<ConsistencyModel>("consistency_model", 0, 1)
+        .stochastic()
+        .source("Song et al. 2023", DIFFUSERS),
     Entry::new::<Restart>("restart", 2, 2)
         .labels(&["Restart"])
         .stochastic()
@@ -207,5 +220,12 @@ pub(super) const TABLE: &[Entry] = &[
         .fields(r#"{"algorithm_type": "dpmsolver++", "solver_order": 2}"#)
         .source(LU_PP, DIFFUSERS),
     Entry::new::<FlowMatchEuler>("flow_match_euler", 1, 1).source(FLOW, DIFFUSERS),
+    Entry::new::<FlowMatchEulerAncestral>("flow_match_euler_ancestral", 1, 1)
+        .labels(&["euler_ancestral_rf"])
+        .stochastic()
+        .source("ComfyUI", DIFFUSERS),
     Entry::new::<FlowMatchHeun>("flow_match_heun", 2, 2).source(FLOW, DIFFUSERS),
+    Entry::new::<FlowMatchLcm>("flow_match_lcm", 0, 1)
+        .stochastic()
+        .source("Luo et al. 2023", DIFFUSERS),
 ];
