@@ -86,10 +86,13 @@ def schedulers():
 
 
 def starts_low(scheduler):
-    """Whether a single step of the class starts at its curve's lowest level; ours starts at the highest,
-    or on the way back goes up to it."""
+    """Whether a single step of the class starts at its curve's lowest level.
+
+    Ours starts at the highest, or on the way back goes up to it.
+    """
     if isinstance(scheduler, diffusers.DPMSolverMultistepInverseScheduler):
-        return any(scheduler.config[f"use_{kind}_sigmas"] for kind in ["karras", "exponential", "beta"])
+        curves = ["karras", "exponential", "beta"]
+        return any(scheduler.config[f"use_{curve}_sigmas"] for curve in curves)
     return isinstance(scheduler, diffusers.CosineDPMSolverMultistepScheduler)
 
 

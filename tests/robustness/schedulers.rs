@@ -77,6 +77,16 @@ fn short_names_labels_and_classes() -> TestResult {
     assert_eq!(config_of("DPM++ 3M")?["solver_order"], 3);
     assert_eq!(config_of("uni_pc")?["solver_type"], "bh1");
     assert_eq!(config_of("euler_ancestral_cfg_pp")?["eta"], 1.0);
+    assert_eq!(config_of("DDIM CFG++")?["cfg_pp"], true);
+    assert_eq!(config_of("ddim")?["cfg_pp"], false);
+    assert_eq!(config_of("DDPMParallel")?["_class_name"], "DDPMScheduler");
+    // Fresh noise has no way back.
+    let inverse = json!({
+        "_class_name": "DPMSolverMultistepInverseScheduler",
+        "algorithm_type": "sde-dpmsolver++",
+    });
+    let error = from_config(&inverse).expect_err("with fresh noise");
+    assert_eq!(error.kind(), ErrorKind::InvalidArgument);
     Ok(())
 }
 
