@@ -168,7 +168,8 @@ def ddim_cfg_pp(toy, x, sigmas, eta=0.0):
 
 
 # SEEDS (Gonzalez et al. 2023) with the clean latents, and exponential Heun. With eta the time of
-# the exponentials is (1 + eta) * lambda; the noise is an integral over the step, shared by its stages.
+# the exponentials is (1 + eta) * lambda, and the noise is an integral over the step that its stages
+# share.
 
 
 class Integral:
