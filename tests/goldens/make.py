@@ -16,8 +16,10 @@ import diffusers
 import transformers
 
 import brownian
+import embeddings
 import equations
 import gradients
+import loras
 import networks
 import plans
 import published
@@ -48,6 +50,8 @@ def main():
         "variants": networks.variants,
         "vae": networks.vaes,
         "gradients": gradients.make,
+        "loras": loras.make,
+        "embeddings": embeddings.make,
         "runs": runs.make,
     }
     parser = argparse.ArgumentParser(description=__doc__)

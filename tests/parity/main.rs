@@ -2,6 +2,7 @@
 
 mod brownian;
 mod gradients;
+mod loras;
 mod networks;
 mod published;
 mod rng;

@@ -95,6 +95,17 @@ impl TensorSource for SafeTensorsSource {
         Some(self.shard(name)?.metadata.info(name)?.shape.clone())
     }
 
+    fn metadata(&self) -> HashMap<String, String> {
+        let metadata = self
+            .shards
+            .iter()
+            .filter_map(|s| s.metadata.metadata().as_ref());
+        metadata
+            .flatten()
+            .map(|(key, text)| (key.clone(), text.clone()))
+            .collect()
+    }
+
     fn load(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
         let found = self
             .shard(name)
