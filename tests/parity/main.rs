@@ -1,6 +1,7 @@
 //! Agreement with diffusers, transformers and torch, by the files in `tests/goldens`.
 
 mod brownian;
+mod embeddings;
 mod gradients;
 mod loras;
 mod networks;

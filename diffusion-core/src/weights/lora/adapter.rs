@@ -54,8 +54,20 @@ enum Factor {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct DefaultAlpha {
     pub(super) alpha: f64,
+    /// The rank of adapters whose tensors have none, since they are not decomposed.
+    pub(super) rank: Option<f64>,
     /// PEFT's rank-stabilised scale `alpha / sqrt(rank)`.
     pub(super) rank_stabilised: bool,
+}
+
+impl DefaultAlpha {
+    fn scale(&self, rank: Option<f64>) -> f64 {
+        match (rank.or(self.rank), self.rank_stabilised) {
+            (Some(rank), true) => self.alpha / rank.sqrt(),
+            (Some(rank), false) => self.alpha / rank,
+            (None, _) => 1.0,
+        }
+    }
 }
 
 impl Adapter {
@@ -88,10 +100,7 @@ impl Adapter {
             .map(|rank| rank as f64);
         let scale = match (rank, alpha, default_alpha) {
             (Some(rank), Some(alpha), _) => alpha / rank,
-            (Some(rank), None, Some(default)) if default.rank_stabilised => {
-                default.alpha / rank.sqrt()
-            }
-            (Some(rank), None, Some(default)) => default.alpha / rank,
+            (rank, None, Some(default)) => default.scale(rank),
             _ => 1.0,
         };
         match scale.is_finite() {

@@ -198,7 +198,3 @@ fn file_of(folder: &Path) -> Result<PathBuf> {
             hint: format!("a LoRA's folder has {}", FILE_NAMES.join(" or ")),
         })
 }
-
-#[cfg(test)]
-#[path = "tests.rs"]
-mod tests;

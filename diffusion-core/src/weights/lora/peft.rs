@@ -53,6 +53,7 @@ impl PeftSettings {
             .or_else(|| setting("alpha").as_f64())?;
         Some(DefaultAlpha {
             alpha,
+            rank: setting("r").as_f64(),
             rank_stabilised: setting("use_rslora").as_bool() == Some(true),
         })
     }
