@@ -8,7 +8,7 @@ from common import save, save_json
 
 PROMPTS = [
     "a photo of <cat-toy> on a table",
-    "Worst-Thing, blurry, <cat-toy> and pairs",
+    "worst-thing, blurry, <cat-toy> and pairs",
     "worst-thing worst-thing",
     "pairs " * 40,
 ]
