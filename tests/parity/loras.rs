@@ -158,12 +158,23 @@ fn a_lora_of_another_family_is_refused() -> TestResult {
     let unet = open_unet("sd15")?;
     let parts = [(ModelPart::UNet, unet.weights())];
     let error = merge_loras(&parts, &[(&lora, &1.0.into())])
-        .unwrap_err()
+        .err()
+        .ok_or("accepted")?
         .to_string();
     assert!(
         error.contains("32 channels") && error.contains("40 channels"),
         "{error}"
     );
+    Ok(())
+}
+
+#[test]
+fn a_fitting_text_encoder_does_not_hide_another_unet() -> TestResult {
+    let lora = open_lora("numbered_a", &Value::Null)?;
+    let (unet, encoder) = (open_unet("sdxl")?, open_text_encoder("sd15")?);
+    let (unet, encoder) = (unet.weights(), encoder.weights());
+    let parts = [(ModelPart::UNet, unet), (ModelPart::TextEncoder, encoder)];
+    assert!(merge_loras(&parts, &[(&lora, &1.0.into())]).is_err());
     Ok(())
 }
 

@@ -173,11 +173,28 @@ fn bind<'a>(lora: &'a Lora, parts: &'a [Modules<'_>]) -> Result<Binding<'a>> {
         }
     }
     binding.unused.sort();
-    match (binding.modules.is_empty(), binding.unused.first()) {
-        (true, Some(first)) => {
+    // Parts that two families have in common must not hide that the others do not fit.
+    let bound = |part: ModelPart| {
+        binding
+            .modules
+            .iter()
+            .any(|found| parts[found.part].part == part)
+    };
+    let stated = lora.modules.iter().find(|(spelled, _)| {
+        spelled
+            .part
+            .is_some_and(|part| parts.iter().any(|p| p.part == part) && !bound(part))
+    });
+    let first = lora
+        .modules
+        .iter()
+        .next()
+        .filter(|_| binding.modules.is_empty());
+    match stated.or(first) {
+        Some((_, entry)) => {
             let found = format!(
-                "{}: the model has none of its modules; the first is {first}",
-                lora.name
+                "{}: the model has no module such as that of {}",
+                lora.name, entry.keys[0]
             );
             Err(Error::argument(
                 "lora",
@@ -185,7 +202,7 @@ fn bind<'a>(lora: &'a Lora, parts: &'a [Modules<'_>]) -> Result<Binding<'a>> {
                 found,
             ))
         }
-        _ => Ok(binding),
+        None => Ok(binding),
     }
 }
 
