@@ -18,8 +18,10 @@ import transformers
 import brownian
 import comfyui
 import containers
+import embeddings
 import equations
 import gradients
+import loras
 import networks
 import parameters
 import plans
@@ -53,6 +55,8 @@ def main():
         "variants": networks.variants,
         "vae": networks.vaes,
         "gradients": gradients.make,
+        "loras": loras.make,
+        "embeddings": embeddings.make,
         "runs": runs.make,
         "containers": containers.make,
     }

@@ -2,7 +2,9 @@
 
 mod brownian;
 mod containers;
+mod embeddings;
 mod gradients;
+mod loras;
 mod networks;
 mod published;
 mod rng;

@@ -9,11 +9,15 @@ use serde_json::Value;
 use crate::config::parse_model;
 use crate::error::{Error, Result};
 use crate::nn::{
-    Activation, ActivationFunction, LayerNorm, Linear, Mask, Params, TensorSource, attention,
+    Activation, ActivationFunction, LayerNorm, Linear, Mask, NamedTensors, Params, TensorSource,
+    Weights, attention,
 };
 
 /// The end-of-text id by which old configurations mean "the largest id of the prompt".
 const LEGACY_EOS: u32 = 2;
+
+/// The vectors of the tokens.
+const TOKEN_TABLE: &str = "embeddings.token_embedding.weight";
 
 /// Tensors that text-encoder files carry and this model need not read: a buffer, the projection of models
 /// that do not use it, and the other half of files that hold the whole CLIP.
@@ -153,6 +157,9 @@ pub struct TextEncoder {
     text_projection: Option<Linear>,
     config: ClipTextConfig,
     dtype: DType,
+    weights: Weights,
+    /// Ids that the model was trained with; words that were added later have higher ones.
+    trained_vocab_size: usize,
 }
 
 impl TextEncoder {
@@ -174,13 +181,11 @@ impl TextEncoder {
             };
             let at = |name: &str| format!("{prefix}{name}");
             let hidden = config.hidden_size;
-            let embedding = |name: &str, rows: usize| {
-                params.at(at("embeddings"), |p| p.tensor(name, &[rows, hidden]))
-            };
+            let embedding = |name: &str, rows: usize| params.tensor(&at(name), &[rows, hidden]);
             Ok(Self {
-                token_embedding: embedding("token_embedding.weight", config.vocab_size)?,
+                token_embedding: embedding(TOKEN_TABLE, config.vocab_size)?,
                 position_embedding: embedding(
-                    "position_embedding.weight",
+                    "embeddings.position_embedding.weight",
                     config.max_position_embeddings,
                 )?,
                 layers: (0..config.num_hidden_layers)
@@ -202,8 +207,70 @@ impl TextEncoder {
                     })
                     .transpose()?,
                 dtype: crate::device::compute_dtype(device, dtype),
+                weights: params.weights(),
+                trained_vocab_size: config.vocab_size,
                 config,
             })
+        })
+    }
+
+    /// The weights that the model was built from, with or without the prefix `text_model.`.
+    pub fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
+    /// The same model with some of its weights replaced; it shares the memory of all others.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] if a replacement is of another name or shape than the model's.
+    pub fn with_tensors(&self, replacements: NamedTensors) -> Result<Self> {
+        self.rebuilt(self.config.clone(), replacements)
+    }
+
+    /// The same model with other vectors for the ids from `first_id` on. Its table of vectors grows where
+    /// they are new.
+    ///
+    /// # Shapes
+    /// `vectors`: `(count, hidden_size)`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if the vectors have another width or `first_id` leaves a gap.
+    pub fn with_token_vectors(&self, first_id: u32, vectors: &Tensor) -> Result<Self> {
+        let (count, width) = vectors.dims2()?;
+        let table = &self.token_embedding;
+        let (rows, hidden) = table.dims2()?;
+        if width != hidden {
+            let expected = format!("vectors of {hidden} channels, as the text encoder's");
+            return Err(Error::argument("embedding", expected, width));
+        }
+        let first = first_id as usize;
+        if first > rows {
+            return Err(Error::argument(
+                "token id",
+                format!("at most {rows}"),
+                first_id,
+            ));
+        }
+        let vectors = vectors.to_device(table.device())?.to_dtype(table.dtype())?;
+        let mut pieces = vec![table.narrow(0, 0, first)?, vectors];
+        if first + count < rows {
+            pieces.push(table.narrow(0, first + count, rows - first - count)?);
+        }
+        let table = Tensor::cat(&pieces, 0)?;
+        let mut config = self.config.clone();
+        config.vocab_size = table.dim(0)?;
+        let is_table = |name: &&String| name.ends_with(TOKEN_TABLE);
+        let names = self.weights.tensors().keys().filter(is_table);
+        let replacements = names.map(|name| (name.clone(), table.clone())).collect();
+        self.rebuilt(config, replacements)
+    }
+
+    fn rebuilt(&self, config: ClipTextConfig, replacements: NamedTensors) -> Result<Self> {
+        let tensors = self.weights.replaced(replacements);
+        let (dtype, device) = (self.weights.dtype(), self.weights.device());
+        Ok(Self {
+            trained_vocab_size: self.trained_vocab_size,
+            ..Self::new(config, &tensors, dtype, device)?
         })
     }
 
@@ -303,7 +370,10 @@ impl TextEncoder {
     fn pool(&self, ids: &[Vec<u32>], last_hidden_state: &Tensor) -> Result<Tensor> {
         let rows = ids.iter().enumerate().map(|(i, list)| {
             let wanted = match self.config.eos_token_id {
-                LEGACY_EOS => list.iter().copied().max().unwrap_or(0),
+                LEGACY_EOS => {
+                    let trained = |id: &u32| (*id as usize) < self.trained_vocab_size;
+                    list.iter().copied().filter(trained).max().unwrap_or(0)
+                }
                 id => id,
             };
             let at = list.iter().position(|&id| id == wanted).unwrap_or(0);

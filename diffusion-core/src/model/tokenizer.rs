@@ -1,5 +1,6 @@
 //! CLIP's tokenizer.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use serde_json::Value;
@@ -38,6 +39,8 @@ pub struct Tokenizer {
     eos: u32,
     pad: u32,
     max_length: usize,
+    /// How many ids the words of several vectors stand for, by their first id.
+    word_lengths: HashMap<u32, u32>,
 }
 
 impl Tokenizer {
@@ -104,7 +107,54 @@ impl Tokenizer {
             eos,
             pad,
             max_length,
+            word_lengths: HashMap::new(),
         })
+    }
+
+    /// Adds a word that stands for `count` ids, as diffusers spells them: `word`, `word_1` and so on. Returns
+    /// the first id; the others follow it.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if the vocabulary has one of them.
+    pub fn add_word(&mut self, word: &str, count: usize) -> Result<u32> {
+        let tokens: Vec<String> = (0..count.max(1))
+            .map(|i| match i {
+                0 => word.to_owned(),
+                i => format!("{word}_{i}"),
+            })
+            .collect();
+        if let Some(known) = tokens
+            .iter()
+            .find(|text| self.inner.token_to_id(text).is_some())
+        {
+            let expected =
+                "a word that the vocabulary does not have; give the embedding another name";
+            return Err(Error::argument("token", expected, format!("{known:?}")));
+        }
+        let added = tokens
+            .iter()
+            .map(|text| AddedToken::from(text.as_str(), false));
+        self.inner.add_tokens(added).map_err(Error::Custom)?;
+        let ids: Vec<u32> = tokens
+            .iter()
+            .filter_map(|text| self.inner.token_to_id(text))
+            .collect();
+        match ids.first() {
+            Some(&first)
+                if ids
+                    .iter()
+                    .zip(first..)
+                    .all(|(id, expected)| *id == expected) =>
+            {
+                self.word_lengths.insert(first, ids.len() as u32);
+                Ok(first)
+            }
+            _ => Err(Error::argument(
+                "token",
+                "a word of its own",
+                format!("{word:?}"),
+            )),
+        }
     }
 
     /// The number of ids that the model takes, start and end token among them.
@@ -118,14 +168,24 @@ impl Tokenizer {
     /// [`Error::Custom`] if the tokenizer fails.
     pub fn encode(&self, prompt: &str) -> Result<Encoding> {
         let encoded = self.inner.encode(prompt, false).map_err(Error::Custom)?;
+        let starts = encoded.get_offsets().iter().map(|&(start, _)| start);
+        let tokens: Vec<(u32, usize)> = encoded
+            .get_ids()
+            .iter()
+            .zip(starts)
+            .flat_map(|(&id, start)| {
+                let length = self.word_lengths.get(&id).copied().unwrap_or(1);
+                (id..id + length).map(move |id| (id, start))
+            })
+            .collect();
         let room = self.max_length - 2;
-        let kept = encoded.len().min(room);
+        let kept = tokens.len().min(room);
         let mut ids = Vec::with_capacity(self.max_length);
         ids.push(self.bos);
-        ids.extend(&encoded.get_ids()[..kept]);
+        ids.extend(tokens[..kept].iter().map(|(id, _)| id));
         ids.push(self.eos);
         ids.resize(self.max_length, self.pad);
-        let truncated = encoded.get_offsets().get(kept).map(|&(start, _)| {
+        let truncated = tokens.get(kept).map(|&(_, start)| {
             let rest = prompt.get(start..).unwrap_or_default();
             rest.to_owned()
         });

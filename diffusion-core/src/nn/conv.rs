@@ -89,7 +89,7 @@ enum Kind {
     Pointwise(Linear),
     /// Any other kernel.
     Spatial {
-        /// On the CPU as [`flatten_kernels`] lays it out, elsewhere `(output, input, height, width)`.
+        /// `(output, input, height, width)`, on the CPU with the channels last in memory.
         weight: Tensor,
         bias: Option<Tensor>,
         config: Conv2dConfig,
@@ -119,7 +119,7 @@ impl Conv2d {
         }
         let shape = [output, input, height, width];
         let weight = match params.device() {
-            Device::Cpu => params.tensor_as("weight", &shape, |weight| flatten_kernels(&weight))?,
+            Device::Cpu => params.tensor_as("weight", &shape, channels_last)?,
             _ => params.tensor("weight", &shape)?,
         };
         let bias = config
@@ -150,11 +150,13 @@ impl Conv2d {
                 bias,
                 config,
             } => {
-                let weight = weight.to_dtype(x.dtype())?;
                 let padded = pad(x.tensor(), config)?;
                 let mut y = match x.tensor().device() {
-                    Device::Cpu => convolve_by_patches(&padded, &weight, config)?,
-                    _ => convolve_on_device(&padded, &weight, config)?,
+                    Device::Cpu => {
+                        let weight = flatten_kernels(weight)?.to_dtype(x.dtype())?;
+                        convolve_by_patches(&padded, &weight, config)?
+                    }
+                    _ => convolve_on_device(&padded, &weight.to_dtype(x.dtype())?, config)?,
                 };
                 if let Some(bias) = bias {
                     y = y.broadcast_add(&bias.to_dtype(x.dtype())?)?;
@@ -165,8 +167,14 @@ impl Conv2d {
     }
 }
 
-/// `(output, input, height, width)` to `(output, height * width * input)`: each row a kernel, channels last
-/// like the pictures.
+/// The same kernels `(output, input, height, width)`, each with its channels last in memory like the pictures.
+fn channels_last(weight: Tensor) -> Result<Tensor> {
+    let laid_out = weight.permute((0, 2, 3, 1))?.contiguous()?;
+    Ok(laid_out.permute((0, 3, 1, 2))?)
+}
+
+/// `(output, input, height, width)` to `(output, height * width * input)`: each row a kernel. Copies nothing
+/// if the channels are last in memory.
 fn flatten_kernels(weight: &Tensor) -> Result<Tensor> {
     Ok(weight.permute((0, 2, 3, 1))?.flatten_from(1)?)
 }

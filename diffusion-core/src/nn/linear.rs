@@ -28,9 +28,8 @@ impl Linear {
     /// # Errors
     /// If reading fails.
     pub fn from_conv1x1(params: Params<'_>, input: usize, output: usize) -> Result<Self> {
-        let weight = params.tensor_as("weight", &[output, input, 1, 1], |weight| {
-            Ok(weight.reshape((output, input))?)
-        })?;
+        let weight = params.tensor("weight", &[output, input, 1, 1])?;
+        let weight = weight.squeeze(3)?.squeeze(2)?;
         let bias = Some(params.tensor("bias", &[output])?);
         Ok(Self { weight, bias })
     }

@@ -23,7 +23,7 @@ pub use function::ActivationFunction;
 pub use linear::Linear;
 pub use norm::{GroupNorm, LayerNorm};
 pub(crate) use params::missing as missing_tensor;
-pub use params::{Params, TensorSource};
+pub use params::{NamedTensors, Params, TensorSource, Weights};
 pub use resample::{Downsample, Upsample, upsample_nearest};
 pub use resnet::{ResnetBlock, ResnetConfig, TimeScaleShift};
 pub use timestep::{TimestepEmbedding, guidance_embedding, sinusoidal_embedding};

@@ -1,7 +1,8 @@
 //! Where layers get their weights from.
 
 use std::cell::RefCell;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
@@ -23,10 +24,61 @@ pub trait TensorSource {
     /// # Errors
     /// [`Error::Weights`](crate::Error::Weights) if there is no such tensor, or the reader's own.
     fn load(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor>;
+
+    /// Free text that the source carries beside its tensors, by name. Default: none.
+    fn metadata(&self) -> BTreeMap<String, String> {
+        BTreeMap::new()
+    }
+}
+
+/// Tensors by name.
+pub type NamedTensors = HashMap<String, Tensor>;
+
+/// What a model was built from: its tensors by the names of its checkpoint and in the checkpoint's shapes.
+/// They share their memory with the layers, so a model can be built anew from them, some replaced, at no cost.
+#[derive(Debug, Clone)]
+pub struct Weights {
+    tensors: Arc<NamedTensors>,
+    dtype: DType,
+    device: Device,
+}
+
+impl Weights {
+    /// Weights of a model that is not built.
+    pub fn new(tensors: NamedTensors, dtype: DType, device: Device) -> Self {
+        let tensors = Arc::new(tensors);
+        Self {
+            tensors,
+            dtype,
+            device,
+        }
+    }
+
+    /// The tensors.
+    pub fn tensors(&self) -> &NamedTensors {
+        &self.tensors
+    }
+
+    /// The number format that they are held in.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Where they are.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// All tensors, those in `replacements` from there.
+    pub fn replaced(&self, replacements: NamedTensors) -> NamedTensors {
+        let mut tensors = NamedTensors::clone(&self.tensors);
+        tensors.extend(replacements);
+        tensors
+    }
 }
 
 /// Tensors in memory. Variables stay variables, so that a model built from them can be trained.
-impl TensorSource for HashMap<String, Tensor> {
+impl TensorSource for NamedTensors {
     fn name(&self) -> String {
         "tensors in memory".into()
     }
@@ -63,6 +115,7 @@ const MAX_MISSING: usize = 10_000;
 #[derive(Default)]
 struct Record {
     used: BTreeSet<String>,
+    loaded: NamedTensors,
     report: WeightsError,
 }
 
@@ -108,7 +161,9 @@ impl Params<'_> {
             root: &root,
             path: "",
         })?;
-        let Record { used, mut report } = root.record.into_inner();
+        let Record {
+            used, mut report, ..
+        } = root.record.into_inner();
         let is_ignored = |name: &str| {
             ignored.iter().any(|part| {
                 name == *part
@@ -147,7 +202,7 @@ impl Params<'_> {
         self.tensor_as(name, shape, Ok)
     }
 
-    /// The tensor `name` of this place, laid out anew by `convert`.
+    /// The tensor `name` of this place, its memory laid out anew by `convert`, which keeps the shape.
     ///
     /// # Errors
     /// As [`tensor`](Self::tensor), or what `convert` returns.
@@ -164,7 +219,9 @@ impl Params<'_> {
         record.used.insert(full.clone());
         match found {
             Some(found) if found == shape => {
-                return convert(root.source.load(&full, root.dtype, root.device)?);
+                let tensor = convert(root.source.load(&full, root.dtype, root.device)?)?;
+                record.loaded.insert(full, tensor.clone());
+                return Ok(tensor);
             }
             Some(found) => {
                 let expected = shape.to_vec();
@@ -194,6 +251,12 @@ impl Params<'_> {
     /// Whether this place has a tensor `name`.
     pub fn contains(&self, name: &str) -> bool {
         self.root.source.shape(&self.full_name(name)).is_some()
+    }
+
+    /// All that was read so far, of this place and others: a model asks when it has read its last tensor.
+    pub fn weights(&self) -> Weights {
+        let tensors = self.root.record.borrow().loaded.clone();
+        Weights::new(tensors, self.root.dtype, self.root.device.clone())
     }
 
     /// The device that the weights go to.

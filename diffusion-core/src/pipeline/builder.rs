@@ -7,12 +7,13 @@ use candle_core::{DType, Device};
 use serde_json::{Value, json};
 
 use super::Pipeline;
+use super::adapters::Adapters;
 use crate::denoise::NoiseSchedule;
 use crate::device::check_weights_dtype;
 use crate::error::{Error, Result};
 use crate::model::{TextEncoder, Tokenizer, UNet, UNetConfig, Vae};
 use crate::scheduler::{self, Scheduler};
-use crate::weights::DiffusersFolder;
+use crate::weights::{DiffusersFolder, Embedding, Lora, LoraScale};
 
 /// Collects the parts of a [`Pipeline`]: a folder, and parts of the caller's own in place of the folder's.
 #[derive(Debug, Default)]
@@ -27,6 +28,8 @@ pub struct PipelineBuilder {
     text_encoder: Option<TextEncoder>,
     unet: Option<UNet>,
     vae: Option<Vae>,
+    loras: Vec<(PathBuf, LoraScale)>,
+    embeddings: Vec<Embedding>,
 }
 
 impl PipelineBuilder {
@@ -88,6 +91,19 @@ impl PipelineBuilder {
     /// An autoencoder in place of the folder's.
     pub fn vae(mut self, vae: Vae) -> Self {
         self.vae = Some(vae);
+        self
+    }
+
+    /// A LoRA, or one of its relatives, at a strength: a file or a folder. Several add up. What became of each
+    /// is in [`Pipeline::loras`].
+    pub fn lora(mut self, path: impl Into<PathBuf>, scale: impl Into<LoraScale>) -> Self {
+        self.loras.push((path.into(), scale.into()));
+        self
+    }
+
+    /// A word of textual inversion, for prompts and negative prompts.
+    pub fn embedding(mut self, embedding: Embedding) -> Self {
+        self.embeddings.push(embedding);
         self
     }
 
@@ -165,7 +181,7 @@ impl PipelineBuilder {
             }
             (None, None) => return Err(needs_folder("vae")),
         };
-        Ok(Pipeline {
+        let mut pipeline = Pipeline {
             tokenizer,
             text_encoder,
             unet,
@@ -174,7 +190,25 @@ impl PipelineBuilder {
             scheduler,
             scheduler_config,
             device,
-        })
+            adapters: Adapters::default(),
+        };
+        for embedding in &self.embeddings {
+            pipeline.add_embedding(embedding)?;
+        }
+        if !self.loras.is_empty() {
+            let open = |(path, scale): (PathBuf, LoraScale)| Ok((Lora::open(path)?, scale));
+            let loras = self
+                .loras
+                .into_iter()
+                .map(open)
+                .collect::<Result<Vec<_>>>()?;
+            let loras: Vec<_> = loras
+                .iter()
+                .map(|(lora, scale)| (lora, scale.clone()))
+                .collect();
+            pipeline.set_loras(&loras)?;
+        }
+        Ok(pipeline)
     }
 }
 

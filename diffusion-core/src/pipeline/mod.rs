@@ -1,5 +1,6 @@
 //! From a request to pictures: builder, request, and the public stages of a run.
 
+mod adapters;
 mod builder;
 mod check;
 mod memory;
@@ -15,6 +16,7 @@ use candle_core::{Device, Tensor};
 use image::RgbImage;
 use serde_json::Value;
 
+use adapters::Adapters;
 pub use builder::PipelineBuilder;
 pub use request::GenerateRequest;
 pub use run::Sampled;
@@ -37,6 +39,7 @@ pub struct Pipeline {
     scheduler: Option<Arc<dyn Scheduler>>,
     scheduler_config: Value,
     device: Device,
+    adapters: Adapters,
 }
 
 impl Pipeline {

@@ -108,11 +108,6 @@ impl TensorFile {
         self.container
     }
 
-    /// The texts that a safetensors file carries besides its tensors; other containers have none.
-    pub fn metadata(&self) -> &BTreeMap<String, String> {
-        &self.contents.metadata
-    }
-
     /// Everything that a pickle holds, tensors and else; `None` for other containers.
     pub fn pickle(&self) -> Option<PickleValue<'_>> {
         let pickle = self.contents.pickle.as_ref()?;
@@ -190,6 +185,11 @@ impl TensorSource for TensorFile {
 
     fn shape(&self, name: &str) -> Option<Vec<usize>> {
         Some(self.stored(name)?.shape().to_vec())
+    }
+
+    /// Those of safetensors files; other containers have none.
+    fn metadata(&self) -> BTreeMap<String, String> {
+        self.contents.metadata.clone()
     }
 
     fn load(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {

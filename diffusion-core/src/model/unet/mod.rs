@@ -12,8 +12,8 @@ use crate::config::PerLevel;
 use crate::device::compute_dtype;
 use crate::error::{Error, Result};
 use crate::nn::{
-    Activation, Conv2d, Conv2dConfig, GroupNorm, Params, ResnetConfig, TensorSource,
-    TimestepEmbedding, TransformerConfig, sinusoidal_embedding,
+    Activation, Conv2d, Conv2dConfig, GroupNorm, NamedTensors, Params, ResnetConfig, TensorSource,
+    TimestepEmbedding, TransformerConfig, Weights, sinusoidal_embedding,
 };
 
 /// What SDXL is told beside the text.
@@ -74,6 +74,7 @@ pub struct UNet {
     conv_out: Conv2d,
     config: UNetConfig,
     dtype: DType,
+    weights: Weights,
 }
 
 impl UNet {
@@ -161,9 +162,29 @@ impl UNet {
                     Conv2d::new(p, first, config.out_channels, config_out)
                 })?,
                 dtype: compute_dtype(device, dtype),
+                weights: params.weights(),
                 config,
             })
         })
+    }
+
+    /// The weights that the model was built from.
+    pub fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
+    /// The same model with some of its weights replaced; it shares the memory of all others.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] if a replacement is of another name or shape than the model's.
+    pub fn with_tensors(&self, replacements: NamedTensors) -> Result<Self> {
+        let tensors = self.weights.replaced(replacements);
+        Self::new(
+            self.config.clone(),
+            &tensors,
+            self.weights.dtype(),
+            self.weights.device(),
+        )
     }
 
     /// The configuration that the model was built from.

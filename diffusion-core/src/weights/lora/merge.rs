@@ -1,0 +1,232 @@
+//! Binding adapters to a model and adding them to its weights.
+
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Tensor};
+
+use super::adapter::{Adapter, Reason};
+use super::modules::{Module, Modules, is_cross_attention_key, tensor};
+use super::{Lora, LoraScale, ModelPart};
+use crate::error::{Error, Result};
+use crate::nn::{NamedTensors, Weights};
+
+/// What became of a LoRA's tensors in a model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LoraReport {
+    /// The file.
+    pub name: String,
+    /// Modules of the model that it changes.
+    pub num_modules: usize,
+    /// Keys of the file that change nothing, sorted.
+    pub unused: Vec<String>,
+}
+
+/// The weights that LoRAs change in a model.
+#[derive(Debug, Clone, Default)]
+pub struct MergedLoras {
+    parts: BTreeMap<ModelPart, NamedTensors>,
+    /// One report for each LoRA.
+    pub reports: Vec<LoraReport>,
+}
+
+impl MergedLoras {
+    /// Takes the changed weights of a part: all those that differ from the base and no others.
+    pub fn take(&mut self, part: ModelPart) -> NamedTensors {
+        self.parts.remove(&part).unwrap_or_default()
+    }
+}
+
+/// Adds LoRAs to the weights of a model's parts, each at its scale. The base is left as it is: a result has
+/// the base's weights plus the sum of all changes, each reckoned from the base in f32.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] for a LoRA of another family of models, one that has none of the model's
+/// modules, or a scale that is not finite; [`Error::Format`] if an adapter does not fit its module's shape.
+pub fn merge_loras(
+    parts: &[(ModelPart, &Weights)],
+    loras: &[(&Lora, &LoraScale)],
+) -> Result<MergedLoras> {
+    let parts: Vec<_> = parts
+        .iter()
+        .map(|(part, weights)| Modules::new(*part, weights))
+        .collect();
+    let mut merged = MergedLoras::default();
+    let mut plan = BTreeMap::<(usize, &str), Vec<Change<'_>>>::new();
+    for (lora, scale) in loras {
+        scale.check()?;
+        let bound = bind(lora, &parts)?;
+        for Bound {
+            part,
+            module,
+            adapter,
+            key,
+        } in &bound.modules
+        {
+            let change = Change {
+                lora,
+                adapter,
+                key,
+                scale: scale.at(parts[*part].part, module),
+            };
+            if change.scale != 0.0 {
+                plan.entry((*part, &module.path)).or_default().push(change);
+            }
+        }
+        merged.reports.push(LoraReport {
+            name: lora.name.clone(),
+            num_modules: bound.modules.len(),
+            unused: bound.unused,
+        });
+    }
+    for ((part, path), changes) in plan {
+        let Modules { part, weights, .. } = &parts[part];
+        let target = merged.parts.entry(*part).or_default();
+        for (name, delta) in DELTAS {
+            if let Some(changed) = apply(weights.tensors(), path, name, delta, &changes)? {
+                target.insert(format!("{path}.{name}"), changed);
+            }
+        }
+    }
+    Ok(merged)
+}
+
+/// An adapter's change of one module.
+struct Change<'a> {
+    lora: &'a Lora,
+    adapter: &'a Adapter,
+    key: &'a str,
+    scale: f64,
+}
+
+type Delta = fn(&Adapter, Option<&Tensor>, f64) -> Result<Option<Tensor>, Reason>;
+
+/// A module's tensors and what an adapter adds to each.
+const DELTAS: [(&str, Delta); 2] = [
+    ("weight", Adapter::weight_delta),
+    ("bias", Adapter::bias_delta),
+];
+
+/// A module's tensor with all changes added, or `None` if none changes it.
+fn apply(
+    tensors: &NamedTensors,
+    path: &str,
+    name: &str,
+    delta: Delta,
+    changes: &[Change<'_>],
+) -> Result<Option<Tensor>> {
+    let stored = tensor(tensors, path, name);
+    let base = stored.map(|base| base.to_dtype(DType::F32)).transpose()?;
+    let mut sum: Option<Tensor> = None;
+    for change in changes {
+        let added = delta(change.adapter, base.as_ref(), change.scale).map_err(|reason| {
+            let reason = format!("{}: {reason} ({path}.{name})", change.key);
+            Error::format(change.lora.name.as_ref(), reason)
+        })?;
+        sum = match (sum, added) {
+            (Some(sum), Some(added)) => Some((sum + added)?),
+            (sum, added) => sum.or(added),
+        };
+    }
+    match (sum, base, stored) {
+        (Some(sum), Some(base), Some(stored)) => Ok(Some((base + sum)?.to_dtype(stored.dtype())?)),
+        _ => Ok(None),
+    }
+}
+
+/// A LoRA's adapters with the modules that they are for.
+struct Binding<'a> {
+    modules: Vec<Bound<'a>>,
+    unused: Vec<String>,
+}
+
+struct Bound<'a> {
+    part: usize,
+    module: &'a Module,
+    adapter: &'a Adapter,
+    key: &'a str,
+}
+
+fn bind<'a>(lora: &'a Lora, parts: &'a [Modules<'_>]) -> Result<Binding<'a>> {
+    let mut binding = Binding {
+        modules: Vec::new(),
+        unused: lora.unused.clone(),
+    };
+    for (spelled, entry) in &lora.modules {
+        let found = parts
+            .iter()
+            .enumerate()
+            .filter(|(_, part)| spelled.part.is_none_or(|wanted| wanted == part.part))
+            .find_map(|(i, part)| Some((i, part.find(&spelled.name)?)));
+        let name = found.map_or(spelled.name.as_str(), |(_, module)| &module.path);
+        if is_cross_attention_key(name) {
+            check_context(lora, &entry.adapter, parts)?;
+        }
+        match found {
+            Some((part, module)) => binding.modules.push(Bound {
+                part,
+                module,
+                adapter: &entry.adapter,
+                key: &entry.keys[0],
+            }),
+            None => binding.unused.extend(entry.keys.iter().cloned()),
+        }
+    }
+    binding.unused.sort();
+    // Parts that two families have in common must not hide that the others do not fit.
+    let bound = |part: ModelPart| {
+        binding
+            .modules
+            .iter()
+            .any(|found| parts[found.part].part == part)
+    };
+    let stated = lora.modules.iter().find(|(spelled, _)| {
+        spelled
+            .part
+            .is_some_and(|part| parts.iter().any(|p| p.part == part) && !bound(part))
+    });
+    let first = lora
+        .modules
+        .iter()
+        .next()
+        .filter(|_| binding.modules.is_empty());
+    match stated.or(first) {
+        Some((_, entry)) => {
+            let found = format!(
+                "{}: the model has no module such as that of {}",
+                lora.name, entry.keys[0]
+            );
+            Err(Error::argument(
+                "lora",
+                "one whose modules the model has",
+                found,
+            ))
+        }
+        None => Ok(binding),
+    }
+}
+
+/// Refuses a LoRA whose cross-attention reads text of another width than the model's.
+fn check_context(lora: &Lora, adapter: &Adapter, parts: &[Modules<'_>]) -> Result<()> {
+    let model = parts.iter().find_map(Modules::context_width);
+    match (model, adapter.input_width()) {
+        (Some(model), Some(found)) if model != found => Err(Error::argument(
+            "lora",
+            format!("one for text of {}, as the model's", family(model)),
+            format!("{}: one for text of {}", lora.name, family(found)),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// A width of the text conditioning, and whose it is.
+fn family(width: usize) -> String {
+    let name = match width {
+        768 => " (Stable Diffusion 1)",
+        1024 => " (Stable Diffusion 2)",
+        1280 => " (the refiner of SDXL)",
+        2048 => " (SDXL)",
+        _ => "",
+    };
+    format!("{width} channels{name}")
+}
