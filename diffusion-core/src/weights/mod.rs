@@ -1,6 +1,7 @@
 //! Checkpoints on disk.
 
 mod folder;
+pub mod keys;
 mod safetensors;
 
 pub use folder::{Component, DiffusersFolder};
