@@ -1,8 +1,19 @@
 //! Checkpoints on disk.
 
+mod checkpoint;
+mod configs;
+mod description;
+mod family;
 mod folder;
 pub mod keys;
+mod renamed;
 mod safetensors;
+mod sections;
 
+pub use checkpoint::{Checkpoint, OpenOptions};
+pub use description::{ComponentDescription, ModelDescription};
+pub use family::{Family, Task};
 pub use folder::{Component, DiffusersFolder};
+pub use renamed::RenamedTensors;
 pub use safetensors::SafeTensorsSource;
+pub use sections::{ComponentKind, Dialect};

@@ -101,16 +101,11 @@ impl TensorSource for SafeTensorsSource {
             .and_then(|shard| Some((shard, shard.metadata.info(name)?)));
         let (shard, info) =
             found.ok_or_else(|| crate::nn::missing_tensor(TensorSource::name(self), name))?;
-        let stored = match info.dtype {
-            Dtype::F64 => DType::F64,
-            Dtype::F32 => DType::F32,
-            Dtype::F16 => DType::F16,
-            Dtype::BF16 => DType::BF16,
-            other => {
-                let what = format!("{}: tensor {name} of type {other:?}", shard.path.display());
-                return Err(Error::unsupported(what, "F64, F32, F16 and BF16 are"));
-            }
-        };
+        let stored = stored_dtype(info.dtype).ok_or_else(|| {
+            let path = shard.path.display();
+            let what = format!("{path}: tensor {name} of type {:?}", info.dtype);
+            Error::unsupported(what, "F64, F32, F16 and BF16 are")
+        })?;
         let (start, end) = info.data_offsets;
         // The header's check has seen to it that these bytes are there.
         let bytes = &shard.map[shard.data_start + start..shard.data_start + end];
@@ -122,6 +117,31 @@ impl TensorSource for SafeTensorsSource {
         };
         Ok(tensor.to_device(device)?)
     }
+
+    fn dtype(&self, name: &str) -> Option<DType> {
+        stored_dtype(self.shard(name)?.metadata.info(name)?.dtype)
+    }
+
+    fn metadata(&self) -> HashMap<String, String> {
+        let metadata = self
+            .shards
+            .iter()
+            .filter_map(|s| s.metadata.metadata().as_ref());
+        metadata
+            .flatten()
+            .map(|(key, text)| (key.clone(), text.clone()))
+            .collect()
+    }
+}
+
+fn stored_dtype(dtype: Dtype) -> Option<DType> {
+    Some(match dtype {
+        Dtype::F64 => DType::F64,
+        Dtype::F32 => DType::F32,
+        Dtype::F16 => DType::F16,
+        Dtype::BF16 => DType::BF16,
+        _ => return None,
+    })
 }
 
 /// Half-precision numbers as f32, without a copy in between.
