@@ -205,8 +205,10 @@ impl Checkpoint {
     /// A text encoder's file of its own does not say which of SDXL's two it is; its width does.
     fn name_text_encoder(&mut self) {
         use ComponentKind::{TextEncoder, TextEncoder2};
-        let width = self.tensors(TextEncoder).and_then(|tensors| {
-            let shape = tensors.shape("text_model.embeddings.token_embedding.weight")?;
+        let width = self.component(TextEncoder).and_then(|part| {
+            let shape = part
+                .tensors
+                .shape("text_model.embeddings.token_embedding.weight")?;
             shape.get(1).copied()
         });
         if width == Some(BIG_G_WIDTH)
@@ -225,7 +227,7 @@ impl Checkpoint {
     fn shapes(&self) -> BTreeMap<ComponentKind, Shapes<'_>> {
         let kinds = self.parts.keys().copied();
         kinds
-            .filter_map(|kind| Some((kind, self.shapes_of(&self.tensors(kind)?))))
+            .filter_map(|kind| Some((kind, self.shapes_of(&self.component(kind)?.tensors))))
             .collect()
     }
 
@@ -287,7 +289,8 @@ impl Checkpoint {
             }
             // The note of the Stability AI model specification, which trainers write.
             let noted = metadata.get("modelspec.prediction_type");
-            notes.predicts_velocity = noted.map(|text| text.starts_with('v'));
+            let noted = noted.map(|text| text.starts_with('v'));
+            notes.predicts_velocity = notes.predicts_velocity.or(noted);
         }
         Ok(notes)
     }
@@ -447,27 +450,58 @@ impl Checkpoint {
         }
     }
 
+    /// Whether it is a folder in the diffusers layout.
+    pub fn is_folder(&self) -> bool {
+        self.folder.is_some()
+    }
+
+    /// diffusers' class of the whole pipeline, as the folder says it or by the family.
+    pub fn pipeline_class(&self) -> &str {
+        let folder = self.folder.as_ref();
+        let noted = folder.and_then(DiffusersFolder::class_name);
+        noted.unwrap_or_else(|| self.model.pipeline_class())
+    }
+
+    /// Whether the model has a second text encoder, opened or not.
+    pub fn has_second_text_encoder(&self) -> bool {
+        let kind = ComponentKind::TextEncoder2;
+        let folder = self.folder.as_ref();
+        self.parts.contains_key(&kind)
+            || folder.is_some_and(|folder| folder.component_path(kind.folder()).is_some())
+    }
+
     /// The components that are there.
     pub fn components(&self) -> impl Iterator<Item = ComponentKind> {
         self.parts.keys().copied()
     }
 
-    /// A component's configuration, as diffusers' `config.json` has it.
-    pub fn config(&self, kind: ComponentKind) -> Option<&Value> {
-        self.parts.get(&kind).map(|part| &part.config)
-    }
-
-    /// The file that errors about a component's configuration name.
-    pub fn config_path(&self, kind: ComponentKind) -> Option<&Path> {
-        self.parts.get(&kind).map(|part| part.config_path.as_path())
-    }
-
-    /// A component's tensors under diffusers' names.
-    pub fn tensors(&self, kind: ComponentKind) -> Option<RenamedTensors<'_>> {
+    /// A component, or `None` if it is not there.
+    pub fn component(&self, kind: ComponentKind) -> Option<CheckpointComponent<'_>> {
         let part = self.parts.get(&kind)?;
-        Some(RenamedTensors {
-            sources: &self.sources,
-            entries: &part.entries,
+        Some(CheckpointComponent {
+            config: &part.config,
+            config_path: &part.config_path,
+            tensors: RenamedTensors {
+                sources: &self.sources,
+                entries: &part.entries,
+            },
+        })
+    }
+
+    /// A component that the model cannot do without.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if it is not there.
+    pub fn required(&self, kind: ComponentKind) -> Result<CheckpointComponent<'_>> {
+        self.component(kind).ok_or_else(|| match self.is_folder() {
+            true => Error::NotFound {
+                path: self.path.join(kind.folder()),
+                hint: format!("model_index.json must list {kind} and the folder must hold it"),
+            },
+            false => Error::NotFound {
+                path: self.path.clone(),
+                hint: format!("there is no {kind} among its tensors; give one from another file"),
+            },
         })
     }
 
@@ -510,6 +544,16 @@ impl Checkpoint {
         self.overwrite = overwrite;
         self
     }
+}
+
+/// One component of a [`Checkpoint`].
+pub struct CheckpointComponent<'a> {
+    /// Its configuration, as diffusers' or transformers' `config.json` has it.
+    pub config: &'a Value,
+    /// The file that errors about the configuration name.
+    pub config_path: &'a Path,
+    /// Its tensors under diffusers' names.
+    pub tensors: RenamedTensors<'a>,
 }
 
 /// Width of OpenCLIP ViT-bigG, the second text encoder of SDXL.

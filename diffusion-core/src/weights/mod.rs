@@ -8,9 +8,11 @@ mod folder;
 pub mod keys;
 mod renamed;
 mod safetensors;
+mod save;
 mod sections;
+mod writer;
 
-pub use checkpoint::{Checkpoint, OpenOptions};
+pub use checkpoint::{Checkpoint, CheckpointComponent, OpenOptions};
 pub use description::{ComponentDescription, ModelDescription};
 pub use family::{Family, Task};
 pub use folder::{Component, DiffusersFolder};

@@ -100,6 +100,17 @@ impl Form {
         })
     }
 
+    /// The original file's shape of a tensor of diffusers'.
+    pub(super) fn reverted_shape(self, mut shape: Vec<usize>) -> Vec<usize> {
+        match (self, shape.as_mut_slice()) {
+            (Self::Transposed, [_, _]) => shape.reverse(),
+            (Self::Pointwise, [_, _]) => shape.extend([1, 1]),
+            (Self::Third(_), [first, ..]) => *first *= 3,
+            _ => {}
+        }
+        shape
+    }
+
     /// The original file's tensor of one of diffusers'; thirds are joined elsewhere.
     pub(super) fn revert(self, tensor: Tensor) -> Result<Tensor> {
         Ok(match (self, tensor.rank()) {

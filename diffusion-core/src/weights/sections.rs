@@ -110,6 +110,7 @@ const SECTIONS: &[Section] = {
         section(Vae, Diffusers, "first_stage_model.", "decoder.conv_norm_out.weight"),
         section(Vae, Diffusers, "vae.", "decoder.conv_norm_out.weight"),
         section(Vae, Diffusers, "", "decoder.conv_norm_out.weight"),
+        section(Vae, Diffusers, "first_stage_model.", "decoder.layers.0.weight"),
         section(Vae, Diffusers, "", "decoder.layers.0.weight"),
         section(Vae, TinyEncoder, "", "1.conv.0.weight"),
         section(Vae, TinyDecoder, "", "1.weight"),
