@@ -1,11 +1,14 @@
 //! Agreement with diffusers, transformers and torch, by the files in `tests/goldens`.
 
 mod brownian;
+mod conversions;
+mod full_size;
 mod gradients;
 mod networks;
 mod published;
 mod rng;
 mod runs;
 mod schedulers;
+mod single_files;
 mod text;
 mod toy_runs;

@@ -103,15 +103,27 @@ impl Checkpoint {
         let Some(first) = paths.first() else {
             return Err(Error::argument("paths", "at least one file", "none"));
         };
-        let mut checkpoint = Self::empty(first.as_ref());
+        let sources = paths.iter().map(|path| open_tensors(path.as_ref()));
+        Self::from_sources(first.as_ref(), sources.collect::<Result<_>>()?, options)
+    }
+
+    /// Takes tensors from anywhere as files that hold parts of one model; `path` is what errors call them.
+    ///
+    /// # Errors
+    /// As [`open_with`](Self::open_with).
+    pub fn from_sources(
+        path: impl AsRef<Path>,
+        sources: Vec<Box<dyn TensorSource>>,
+        options: &OpenOptions,
+    ) -> Result<Self> {
+        let mut checkpoint = Self::empty(path.as_ref());
         let mut has_averages = false;
-        for (index, path) in paths.iter().enumerate() {
-            let source = open_tensors(path.as_ref())?;
+        for (index, source) in sources.iter().enumerate() {
             let names = source.tensor_names();
             has_averages |= names.iter().any(|name| is_average(name));
-            checkpoint.sources.push(source);
             checkpoint.add(Sorted::new(index, names, options.ema));
         }
+        checkpoint.sources = sources;
         if options.ema && !has_averages {
             let reason = "no running averages (tensors model_ema.*) are in it; open it without ema";
             return Err(Error::format(&checkpoint.path, reason));
