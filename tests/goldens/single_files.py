@@ -4,7 +4,7 @@ import gzip
 import json
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -153,6 +153,36 @@ def tiny(folder):
         save_file(file, folder / f"{name}.safetensors", metadata={"format": "pt"})
         save(folder / f"{name}_golden.safetensors", golden)
     save_json(folder / "settings.json", settings)
+    taesd(folder)
+
+
+def taesd(folder):
+    """TAESD's numbered lists: the decoder's first layer, which bounds the latents, counts there."""
+    vae = build(
+        AutoencoderTiny,
+        encoder_block_out_channels=(8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8),
+        num_encoder_blocks=(1, 2, 2),
+        num_decoder_blocks=(2, 2, 1),
+        latent_channels=4,
+    )
+    state = vae.state_dict()
+    for half, offset in {"encoder": 0, "decoder": 1}.items():
+        file = {}
+        for name, tensor in state.items():
+            if name.startswith(half):
+                number, rest = name.removeprefix(f"{half}.layers.").split(".", 1)
+                file[f"{int(number) + offset}.{rest}"] = tensor.half()
+        save_file(file, folder / f"taesd_{half}.safetensors", metadata={"format": "pt"})
+    torch.manual_seed(1)
+    latents, image = torch.randn(1, 4, 3, 4), torch.rand(1, 3, 8, 12) * 2 - 1
+    golden = {
+        "latents": latents,
+        "decoded": vae.decode(latents).sample,
+        "image": image,
+        "encoded": vae.encode(image).latents,
+    }
+    save(folder / "taesd_golden.safetensors", golden)
 
 
 def averages(file):
@@ -347,6 +377,10 @@ def shape(tensor):
 
 def part(model, keep=lambda name: name):
     config = model.config.to_dict() if hasattr(model.config, "to_dict") else dict(model.config)
-    plain = {k: v for k, v in config.items() if isinstance(v, (int, float, str, list, tuple))}
+    plain = {
+        key: value
+        for key, value in config.items()
+        if isinstance(value, (int, float, str, list, tuple)) and not key.startswith("_")
+    }
     tensors = {keep(name): shape(tensor) for name, tensor in model.state_dict().items()}
     return {"config": plain, "tensors": tensors}

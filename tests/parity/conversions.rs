@@ -264,6 +264,17 @@ fn parts_in_files_of_their_own_are_joined() -> TestResult {
             .iter()
             .any(|text| text.contains("0.13025"))
     );
+    for (file, kind) in files.iter().zip(ComponentKind::ALL) {
+        let alone = Checkpoint::open(file)?;
+        let renamed = root.path().join(format!("{kind}.safetensors"));
+        alone.save_single_file(&renamed)?;
+        let again = Checkpoint::open(&renamed)?;
+        assert_eq!(
+            parts(&again)?,
+            parts(&alone)?,
+            "{kind} under its original names"
+        );
+    }
     let joined = Checkpoint::open_files(&files, &OpenOptions::default())?;
     let (joined, whole) = (parts(&joined)?, parts(&whole)?);
     assert_eq!(joined.len(), 3);

@@ -1,8 +1,10 @@
 //! One-file checkpoints of every family, under the original repositories' names, against diffusers.
 
+use std::collections::HashMap;
 use std::fs;
 
 use diffusion_core::model::{TextTime, UNetConfig, UNetInput, Vae};
+use diffusion_core::nn::TensorSource;
 use diffusion_core::weights::{Checkpoint, ComponentKind, Dialect, Family, OpenOptions, Task};
 use diffusion_core::{DType, Device, Error, ErrorKind, TextEncoder, UNet};
 use diffusion_tests::{Golden, TOLERANCE, TestResult, assert_close, golden_json, golden_path};
@@ -225,7 +227,6 @@ fn running_averages_are_read_when_asked_for() -> TestResult {
     assert!(plain.description().num_averages > 100);
     let name = "mid_block.attentions.0.proj_in.weight";
     let read = |checkpoint: &Checkpoint| -> TestResult<Vec<f32>> {
-        use diffusion_core::nn::TensorSource;
         let tensors = checkpoint.required(ComponentKind::UNet)?.tensors;
         let tensor = tensors.load(name, DType::F32, &Device::Cpu)?;
         Ok(tensor.flatten_all()?.to_vec1()?)
@@ -253,5 +254,67 @@ fn settings_of_what_is_not_there_are_refused() -> TestResult {
     checkpoint.configure_scheduler(&json!({"prediction_type": "v_prediction"}))?;
     let prediction = checkpoint.description().prediction_type;
     assert_eq!(prediction.as_deref(), Some("v_prediction"));
+    Ok(())
+}
+
+#[test]
+fn taesd_in_two_files_of_numbered_layers() -> TestResult {
+    let golden = Golden::open("single_files/taesd_golden")?;
+    let files = [path("taesd_decoder"), path("taesd_encoder")];
+    let checkpoint = Checkpoint::open_files(&files, &OpenOptions::default())?;
+    assert_eq!(checkpoint.description().unused, [""; 0]);
+    let vae = vae(&checkpoint)?;
+    let decoded = vae.decode(&golden.tensor("latents")?)?;
+    assert_close(
+        "taesd decoded",
+        &decoded,
+        &golden.tensor("decoded")?,
+        TOLERANCE,
+    )?;
+    let encoded = vae.encode(&golden.tensor("image")?)?;
+    assert_close(
+        "taesd encoded",
+        encoded.mode(),
+        &golden.tensor("encoded")?,
+        TOLERANCE,
+    )?;
+    for file in &files {
+        // One half alone opens and is named, and no autoencoder is made of it.
+        let half = Checkpoint::open(file)?;
+        assert_eq!(half.components().collect::<Vec<_>>(), [ComponentKind::Vae]);
+        assert!(self::vae(&half).is_err());
+    }
+    Ok(())
+}
+
+#[test]
+fn text_encoders_as_stable_diffusion_cpp_names_them() -> TestResult {
+    let original = open("sdxl", &OpenOptions::default())?;
+    let mut tensors = HashMap::new();
+    for kind in [FirstText, SecondText] {
+        let source = original.required(kind)?.tensors;
+        let prefix = match kind {
+            FirstText => "cond_stage_model.transformer.",
+            _ => "cond_stage_model.1.transformer.",
+        };
+        for name in source.tensor_names() {
+            let tensor = source.load(&name, DType::F32, &Device::Cpu)?;
+            match name.as_str() {
+                "text_projection.weight" => tensors.insert(
+                    format!("{prefix}text_model.text_projection"),
+                    tensor.t()?.contiguous()?,
+                ),
+                _ => tensors.insert(format!("{prefix}{name}"), tensor),
+            };
+        }
+    }
+    let options = OpenOptions::default();
+    let mut renamed = Checkpoint::from_sources("sdxl.gguf", vec![Box::new(tensors)], &options)?;
+    assert_eq!(renamed.description().unused, [""; 0]);
+    let golden = Golden::open("single_files/sdxl_golden")?;
+    for kind in [FirstText, SecondText] {
+        renamed.configure(kind, &json!({"num_attention_heads": 2}))?;
+        assert_text("stable-diffusion.cpp", kind, &renamed, &golden)?;
+    }
     Ok(())
 }

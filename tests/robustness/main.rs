@@ -2,4 +2,5 @@
 
 mod requests;
 mod schedulers;
+mod single_files;
 mod weights;

@@ -120,10 +120,11 @@ impl PipelineBuilder {
             Error::argument("builder", format!("weights(..) or {part}(..)"), "neither")
         };
 
-        let scheduler_config = match (&checkpoint, &self.scheduler, &self.noise_schedule) {
-            (Some(checkpoint), ..) => pipeline_config(checkpoint)?,
+        let found = checkpoint.as_ref().and_then(pipeline_config);
+        let scheduler_config = match (found, &self.scheduler, &self.noise_schedule) {
+            (Some(config), ..) => config,
             (None, Some(_), Some(_)) => Value::Null,
-            _ => return Err(needs_weights("scheduler(..) and noise_schedule")),
+            _ => return Err(no_schedule(checkpoint.as_ref())),
         };
         let noise = match self.noise_schedule {
             Some(noise) => noise,
@@ -229,20 +230,28 @@ fn load_text_encoder(
 
 /// The configuration as diffusers' Stable Diffusion pipelines (SDXL's not among them) correct it: an offset
 /// of one step and no clamping, whatever old files say.
-fn pipeline_config(checkpoint: &Checkpoint) -> Result<Value> {
-    let found = checkpoint.scheduler_config().cloned();
-    let mut config = found.ok_or_else(|| Error::NotFound {
-        path: checkpoint.path().to_owned(),
-        hint:
-            "its scheduler_config.json says what the model predicts and how noisy each timestep is"
-                .into(),
-    })?;
-    if let (false, Some(fields)) = (
-        checkpoint.pipeline_class().contains("XL"),
-        config.as_object_mut(),
-    ) {
+fn pipeline_config(checkpoint: &Checkpoint) -> Option<Value> {
+    let mut config = checkpoint.scheduler_config()?.clone();
+    let is_xl = checkpoint.pipeline_class().contains("XL");
+    if let (false, Some(fields)) = (is_xl, config.as_object_mut()) {
         fields.insert("steps_offset".into(), json!(1));
         fields.insert("clip_sample".into(), json!(false));
     }
-    Ok(config)
+    Some(config)
+}
+
+/// Why there are no settings of a scheduler.
+fn no_schedule(checkpoint: Option<&Checkpoint>) -> Error {
+    let Some(checkpoint) = checkpoint else {
+        let expected = "weights(..) or scheduler(..) and noise_schedule(..)";
+        return Error::argument("builder", expected, "neither");
+    };
+    match checkpoint.required(ComponentKind::UNet) {
+        Err(error) => error,
+        Ok(_) => Error::NotFound {
+            path: checkpoint.path().join("scheduler"),
+            hint: "its scheduler_config.json says what the model predicts and how noisy each timestep is"
+                .into(),
+        },
+    }
 }

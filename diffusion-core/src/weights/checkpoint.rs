@@ -438,13 +438,16 @@ impl Checkpoint {
             sources: &self.sources,
             entries: &part.entries,
         };
-        let (mut parameters, mut bytes, mut dtypes) = (0, 0, BTreeMap::new());
+        let (mut parameters, mut bytes, mut dtypes) = (0u64, 0u64, BTreeMap::new());
         for name in part.entries.keys() {
             let shape = tensors.shape(name).unwrap_or_default();
-            let count: u64 = shape.iter().map(|&n| n as u64).product();
+            let count = shape
+                .iter()
+                .fold(1u64, |count, &n| count.saturating_mul(n as u64));
             let dtype = tensors.dtype(name);
-            parameters += count;
-            bytes += count * dtype.map_or(0, |dtype| dtype.size_in_bytes() as u64);
+            let width = dtype.map_or(0, |dtype| dtype.size_in_bytes() as u64);
+            parameters = count.saturating_add(parameters);
+            bytes = count.saturating_mul(width).saturating_add(bytes);
             let called = dtype.map_or("of another format", |dtype| dtype.as_str());
             *dtypes.entry(called.to_owned()).or_default() += 1;
         }

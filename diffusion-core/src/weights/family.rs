@@ -117,8 +117,12 @@ impl Model {
             unet.optional_dim("conv_out.weight", 0),
         );
         let task = match (input, output) {
-            (Some(input), Some(output)) if input == 2 * output + 1 => Task::Inpainting,
-            (Some(input), Some(output)) if input == 2 * output => Task::InstructPix2Pix,
+            (Some(input), Some(output)) if input.checked_sub(1) == output.checked_mul(2) => {
+                Task::Inpainting
+            }
+            (Some(input), Some(output)) if output.checked_mul(2) == Some(input) => {
+                Task::InstructPix2Pix
+            }
             _ => Task::TextToImage,
         };
         let depths: Vec<&[usize]> = layout.down.iter().map(|l| l.depths.as_slice()).collect();

@@ -105,7 +105,7 @@ impl Form {
         match (self, shape.as_mut_slice()) {
             (Self::Transposed, [_, _]) => shape.reverse(),
             (Self::Pointwise, [_, _]) => shape.extend([1, 1]),
-            (Self::Third(_), [first, ..]) => *first *= 3,
+            (Self::Third(_), [first, ..]) => *first = first.saturating_mul(3),
             _ => {}
         }
         shape

@@ -52,6 +52,8 @@ pub enum Dialect {
     BareClip,
     /// OpenCLIP's.
     OpenClip,
+    /// transformers' as stable-diffusion.cpp writes them.
+    StableDiffusionCpp,
     /// TAESD's encoder.
     TinyEncoder,
     /// TAESD's decoder.
@@ -97,7 +99,9 @@ const OPEN_CLIP: &str = "token_embedding.weight";
 #[rustfmt::skip]
 const SECTIONS: &[Section] = {
     use ComponentKind::{TextEncoder, TextEncoder2, UNet, Vae};
-    use Dialect::{BareClip, CompVis, Diffusers, OpenClip, TinyDecoder, TinyEncoder};
+    use Dialect::{
+        BareClip, CompVis, Diffusers, OpenClip, StableDiffusionCpp, TinyDecoder, TinyEncoder,
+    };
     &[
         section(UNet, CompVis, "model.diffusion_model.", "out.2.weight"),
         section(UNet, CompVis, "diffusion_model.", "out.2.weight"),
@@ -121,6 +125,7 @@ const SECTIONS: &[Section] = {
         section(TextEncoder, BareClip, "conditioner.embedders.0.transformer.", BARE_CLIP),
         section(TextEncoder2, OpenClip, "conditioner.embedders.1.model.", OPEN_CLIP),
         section(TextEncoder2, OpenClip, "conditioner.embedders.0.model.", OPEN_CLIP),
+        section(TextEncoder2, StableDiffusionCpp, "cond_stage_model.1.transformer.", CLIP),
         section(TextEncoder, Diffusers, "text_encoder.", CLIP),
         section(TextEncoder2, Diffusers, "text_encoder_2.", CLIP),
         section(TextEncoder, Diffusers, "", CLIP),
@@ -227,7 +232,18 @@ impl Found {
             (_, Dialect::TinyEncoder) => KeyMap::tiny_encoder(names.len()),
             (_, Dialect::TinyDecoder) => KeyMap::tiny_decoder(names.len()),
             (_, Dialect::BareClip) => KeyMap::clip(""),
-            _ => KeyMap::clip("text_model."),
+            (_, Dialect::StableDiffusionCpp) => KeyMap::stable_diffusion_cpp(),
+            _ => {
+                let layers = "text_model.encoder.layers";
+                let last = VIT_H_LAYERS - 1;
+                // stable-diffusion.cpp writes SD 2's text encoder so, whole. Folders leave the last layer out.
+                if section.prefix.starts_with("cond_stage_model.")
+                    && has(&format!("{layers}.{last}.layer_norm1.weight"))
+                {
+                    idle.push(format!("{layers}.{last}."));
+                }
+                KeyMap::clip("text_model.")
+            }
         };
         Self {
             section,

@@ -19,7 +19,10 @@ pub(super) struct Output {
 
 impl Output {
     fn num_bytes(&self) -> usize {
-        self.shape.iter().product::<usize>() * self.dtype.size_in_bytes()
+        let width = self.dtype.size_in_bytes();
+        self.shape
+            .iter()
+            .fold(width, |bytes, &n| bytes.saturating_mul(n))
     }
 }
 
@@ -57,7 +60,7 @@ fn header(metadata: &BTreeMap<String, String>, outputs: &[Output]) -> Result<Str
     fields.insert("__metadata__".into(), json!(metadata));
     let mut start = 0;
     for output in outputs {
-        let end = start + output.num_bytes();
+        let end = output.num_bytes().saturating_add(start);
         let entry = json!({
             "dtype": dtype_name(output)?,
             "shape": output.shape,

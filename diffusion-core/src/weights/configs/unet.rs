@@ -168,5 +168,9 @@ fn transformer_layers(shapes: &Shapes<'_>, layout: &UNetLayout) -> Result<(Value
 /// Width of the timestep's vector, where it is not the usual one.
 fn time_embedding_dim(shapes: &Shapes<'_>, channels: &[usize]) -> Result<Option<usize>> {
     let width = shapes.dim("time_embedding.linear_1.weight", 0)?;
-    Ok(Some(width).filter(|&width| channels.first().is_none_or(|first| width != 4 * first)))
+    Ok(Some(width).filter(|&width| {
+        channels
+            .first()
+            .is_none_or(|first| width != first.saturating_mul(4))
+    }))
 }

@@ -53,6 +53,22 @@ impl KeyMap {
         map
     }
 
+    /// The names that stable-diffusion.cpp gives to either text model: transformers', but for the projection,
+    /// which lies as in OpenCLIP's files.
+    pub fn stable_diffusion_cpp() -> Self {
+        let mut map = Self::default();
+        for part in CLIP {
+            let name = format!("text_model.{part}");
+            map.add(&name, &name);
+        }
+        map.add_as(
+            "text_model.text_projection",
+            "text_projection.weight",
+            Form::Transposed,
+        );
+        map
+    }
+
     /// OpenCLIP's text model with `layers` layers.
     pub fn open_clip(layers: usize) -> Self {
         let mut map = Self::default();

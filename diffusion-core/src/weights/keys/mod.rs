@@ -203,6 +203,8 @@ mod tests {
         assert_bijection(&KeyMap::clip("text_model."));
         assert_bijection(&KeyMap::clip(""));
         assert_bijection(&KeyMap::open_clip(3));
+        assert_bijection(&KeyMap::identity());
+        assert_bijection(&KeyMap::former_vae());
         assert_bijection(&KeyMap::tiny_encoder(15));
         assert_bijection(&KeyMap::tiny_decoder(19));
     }
