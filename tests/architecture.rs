@@ -8,13 +8,17 @@ use diffusion_tests::TestResult;
 /// Each room and the rooms that it may use.
 const ARROWS: &[(&str, &[&str])] = &[
     ("error", &[]),
+    ("clip_vocab", &[]),
     ("config", &["error"]),
     ("device", &["error"]),
     ("rng", &["error"]),
     ("media", &["error"]),
     ("nn", &["error", "device"]),
-    ("model", &["error", "config", "device", "nn"]),
-    ("weights", &["error", "config", "device", "nn"]),
+    ("model", &["error", "clip_vocab", "config", "device", "nn"]),
+    (
+        "weights",
+        &["error", "clip_vocab", "config", "device", "nn"],
+    ),
     ("denoise", &["error", "config", "device", "nn", "model"]),
     // Solvers never see a model.
     ("scheduler", &["error", "config", "denoise", "rng"]),

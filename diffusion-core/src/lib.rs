@@ -25,6 +25,7 @@
 //! | [`rng`] | random numbers, equal to PyTorch's |
 //! | [`media`] | pictures to tensors and back |
 
+mod clip_vocab;
 pub mod config;
 pub mod denoise;
 pub mod device;

@@ -28,6 +28,7 @@ import plans
 import published
 import runs
 import schedulers
+import single_files
 import sigma_schedules
 import text
 import tiny_models
@@ -54,6 +55,7 @@ def main():
         "blocks": networks.blocks,
         "variants": networks.variants,
         "vae": networks.vaes,
+        "single_files": single_files.make,
         "gradients": gradients.make,
         "loras": loras.make,
         "embeddings": embeddings.make,

@@ -2,7 +2,9 @@
 
 mod brownian;
 mod containers;
+mod conversions;
 mod embeddings;
+mod full_size;
 mod gradients;
 mod loras;
 mod networks;
@@ -10,5 +12,6 @@ mod published;
 mod rng;
 mod runs;
 mod schedulers;
+mod single_files;
 mod text;
 mod toy_runs;

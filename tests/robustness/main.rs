@@ -4,4 +4,5 @@ mod containers;
 mod requests;
 mod schedulers;
 mod settings;
+mod single_files;
 mod weights;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use serde_json::Value;
-use tokenizers::models::bpe::BPE;
+use tokenizers::models::bpe::{BPE, BpeBuilder, Vocab};
 use tokenizers::normalizers::replace::ReplacePattern;
 use tokenizers::normalizers::{self, Lowercase, NFC, Replace};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -13,6 +13,7 @@ use tokenizers::{
     AddedToken, NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior, pre_tokenizers,
 };
 
+use crate::clip_vocab;
 use crate::config::read_json;
 use crate::error::{Error, Result};
 
@@ -157,6 +158,43 @@ impl Tokenizer {
         }
     }
 
+    /// CLIP's tokenizer as OpenAI published it, which SD 1.x and the first text encoder of SDXL have.
+    ///
+    /// # Errors
+    /// [`Error::Custom`] if the tokenizer library refuses it.
+    pub fn clip() -> Result<Self> {
+        Self::published(clip_vocab::END)
+    }
+
+    /// The same with OpenCLIP's padding, the token `!`: that of SD 2.x and of SDXL's second text encoder.
+    ///
+    /// # Errors
+    /// [`Error::Custom`] if the tokenizer library refuses it.
+    pub fn open_clip() -> Result<Self> {
+        Self::published(clip_vocab::OPEN_CLIP_PAD)
+    }
+
+    fn published(pad: &str) -> Result<Self> {
+        let vocab: Vocab = clip_vocab::tokens().zip(0..).collect();
+        let id = |text: &str| vocab.get(text).copied().unwrap_or(0);
+        let (bos, eos, pad_id) = (id(clip_vocab::START), id(clip_vocab::END), id(pad));
+        let pair = |(left, right): (&str, &str)| (left.to_owned(), right.to_owned());
+        let merges = clip_vocab::merges().map(pair).collect();
+        let builder = BPE::builder().vocab_and_merges(vocab, merges);
+        let mut inner = with_clip_rules(builder).map_err(Error::Custom)?;
+        let special = [clip_vocab::START, clip_vocab::END, pad]
+            .map(|text| AddedToken::from(text.to_owned(), true));
+        inner.add_special_tokens(special).map_err(Error::Custom)?;
+        Ok(Self {
+            inner,
+            bos,
+            eos,
+            pad: pad_id,
+            max_length: 77,
+            word_lengths: Default::default(),
+        })
+    }
+
     /// The number of ids that the model takes, start and end token among them.
     pub fn max_length(&self) -> usize {
         self.max_length
@@ -200,14 +238,19 @@ fn from_vocab(vocab: &Path, merges: &Path) -> Result<tokenizers::Tokenizer> {
             .map(str::to_owned)
             .ok_or_else(|| Error::format(path, "the path is not UTF-8"))
     };
-    let bpe = BPE::from_file(&name(vocab)?, &name(merges)?)
-        .unk_token("<|endoftext|>".into())
-        .end_of_word_suffix("</w>".into())
-        .build()
-        .map_err(damaged)?;
+    let builder = BPE::from_file(&name(vocab)?, &name(merges)?);
+    with_clip_rules(builder).map_err(damaged)
+}
+
+/// A byte-pair vocabulary with CLIP's way of cutting up text.
+fn with_clip_rules(builder: BpeBuilder) -> tokenizers::Result<tokenizers::Tokenizer> {
+    let bpe = builder
+        .unk_token(clip_vocab::END.into())
+        .end_of_word_suffix(clip_vocab::WORD_END.into())
+        .build()?;
     let mut inner = tokenizers::Tokenizer::new(bpe);
     let white_space = ReplacePattern::Regex(r"\s+".into());
-    let white_space = Replace::new(white_space, " ").map_err(damaged)?;
+    let white_space = Replace::new(white_space, " ")?;
     let normalizers = vec![
         NormalizerWrapper::NFC(NFC),
         white_space.into(),
@@ -219,12 +262,11 @@ fn from_vocab(vocab: &Path, merges: &Path) -> Result<tokenizers::Tokenizer> {
         true,
     );
     let pre_tokenizers = vec![
-        PreTokenizerWrapper::Split(split.map_err(damaged)?),
+        PreTokenizerWrapper::Split(split?),
         PreTokenizerWrapper::ByteLevel(ByteLevel::new(false, true, true)),
     ];
     inner
-        .with_normalizer(Some(normalizers::Sequence::new(normalizers)))
-        .map_err(damaged)?
+        .with_normalizer(Some(normalizers::Sequence::new(normalizers)))?
         .with_pre_tokenizer(Some(pre_tokenizers::sequence::Sequence::new(
             pre_tokenizers,
         )));

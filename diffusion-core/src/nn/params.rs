@@ -25,6 +25,11 @@ pub trait TensorSource {
     /// [`Error::Weights`](crate::Error::Weights) if there is no such tensor, or the reader's own.
     fn load(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor>;
 
+    /// The number format that a tensor is stored in, where the source knows one that tensors can have.
+    fn dtype(&self, _name: &str) -> Option<DType> {
+        None
+    }
+
     /// Free text that the source carries beside its tensors, by name. Default: none.
     fn metadata(&self) -> BTreeMap<String, String> {
         BTreeMap::new()
@@ -96,6 +101,10 @@ impl TensorSource for NamedTensors {
             .get(name)
             .ok_or_else(|| missing(TensorSource::name(self), name))?;
         Ok(tensor.to_dtype(dtype)?.to_device(device)?)
+    }
+
+    fn dtype(&self, name: &str) -> Option<DType> {
+        self.get(name).map(Tensor::dtype)
     }
 }
 

@@ -13,12 +13,14 @@ use crate::device::check_weights_dtype;
 use crate::error::{Error, Result};
 use crate::model::{TextEncoder, Tokenizer, UNet, UNetConfig, Vae};
 use crate::scheduler::{self, Scheduler};
-use crate::weights::{DiffusersFolder, Embedding, Lora, LoraScale};
+use crate::weights::{Checkpoint, ComponentKind, Family, OpenOptions};
+use crate::weights::{Embedding, Lora, LoraScale};
 
-/// Collects the parts of a [`Pipeline`]: a folder, and parts of the caller's own in place of the folder's.
+/// Collects the parts of a [`Pipeline`]: a checkpoint, and parts of the caller's own in place of its.
 #[derive(Debug, Default)]
 pub struct PipelineBuilder {
     weights: Option<PathBuf>,
+    checkpoint: Option<Checkpoint>,
     variant: Option<String>,
     device: Option<Device>,
     dtype: Option<DType>,
@@ -33,9 +35,16 @@ pub struct PipelineBuilder {
 }
 
 impl PipelineBuilder {
-    /// A model folder in the diffusers layout.
+    /// A model folder in the diffusers layout, or one file that holds the whole model.
     pub fn weights(mut self, path: impl Into<PathBuf>) -> Self {
         self.weights = Some(path.into());
+        self
+    }
+
+    /// An open checkpoint in place of [`weights`](Self::weights), for callers that change its settings or
+    /// join files.
+    pub fn checkpoint(mut self, checkpoint: Checkpoint) -> Self {
+        self.checkpoint = Some(checkpoint);
         self
     }
 
@@ -58,37 +67,39 @@ impl PipelineBuilder {
         self
     }
 
-    /// The scheduler of requests that name none. Default: the folder's `scheduler_config.json`.
+    /// The scheduler of requests that name none. Default: the folder's `scheduler_config.json`, or that of a
+    /// file's family.
     pub fn scheduler(mut self, scheduler: impl Scheduler + 'static) -> Self {
         self.scheduler = Some(Arc::new(scheduler));
         self
     }
 
-    /// The noise levels of the UNet's timesteps. Default: the folder's `scheduler_config.json`.
+    /// The noise levels of the UNet's timesteps. Default: the folder's `scheduler_config.json`, or that of a
+    /// file's family.
     pub fn noise_schedule(mut self, noise_schedule: NoiseSchedule) -> Self {
         self.noise_schedule = Some(noise_schedule);
         self
     }
 
-    /// A tokenizer in place of the folder's.
+    /// A tokenizer in place of the checkpoint's.
     pub fn tokenizer(mut self, tokenizer: Tokenizer) -> Self {
         self.tokenizer = Some(tokenizer);
         self
     }
 
-    /// A text encoder in place of the folder's.
+    /// A text encoder in place of the checkpoint's.
     pub fn text_encoder(mut self, text_encoder: TextEncoder) -> Self {
         self.text_encoder = Some(text_encoder);
         self
     }
 
-    /// A UNet in place of the folder's.
+    /// A UNet in place of the checkpoint's.
     pub fn unet(mut self, unet: UNet) -> Self {
         self.unet = Some(unet);
         self
     }
 
-    /// An autoencoder in place of the folder's.
+    /// An autoencoder in place of the checkpoint's.
     pub fn vae(mut self, vae: Vae) -> Self {
         self.vae = Some(vae);
         self
@@ -107,32 +118,30 @@ impl PipelineBuilder {
         self
     }
 
-    /// Reads what is still missing from the folder.
+    /// Reads what is still missing from the checkpoint.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if the folder or a part is missing, [`Error::Format`] if a file is damaged,
+    /// [`Error::NotFound`] if the path or a part is missing, [`Error::Format`] if a file is damaged,
     /// [`Error::Weights`] if tensors do not fit their configuration, [`Error::Unsupported`] for models and
     /// settings that this version does not know.
-    pub fn build(self) -> Result<Pipeline> {
-        let device = self.device.unwrap_or(Device::Cpu);
+    pub fn build(mut self) -> Result<Pipeline> {
+        let device = self.device.take().unwrap_or(Device::Cpu);
         let default_dtype = if device.is_cpu() {
             DType::F32
         } else {
             DType::F16
         };
         let dtype = check_weights_dtype(self.dtype.unwrap_or(default_dtype))?;
-        let folder = self
-            .weights
-            .map(|path| DiffusersFolder::open(path, self.variant.as_deref()))
-            .transpose()?;
-        let needs_folder = |part: &'static str| {
+        let checkpoint = self.open_checkpoint()?;
+        let needs_weights = |part: &'static str| {
             Error::argument("builder", format!("weights(..) or {part}(..)"), "neither")
         };
 
-        let scheduler_config = match (&folder, &self.scheduler, &self.noise_schedule) {
-            (Some(folder), ..) => pipeline_config(folder, folder.scheduler_config()?),
+        let found = checkpoint.as_ref().and_then(pipeline_config);
+        let scheduler_config = match (found, &self.scheduler, &self.noise_schedule) {
+            (Some(config), ..) => config,
             (None, Some(_), Some(_)) => Value::Null,
-            _ => return Err(needs_folder("scheduler(..) and noise_schedule")),
+            _ => return Err(no_schedule(checkpoint.as_ref())),
         };
         let noise = match self.noise_schedule {
             Some(noise) => noise,
@@ -144,42 +153,31 @@ impl PipelineBuilder {
             .or_else(|| scheduler::from_config(&scheduler_config).ok());
 
         // With a second text encoder the first alone would mean another prompt than the model's.
-        let single = folder
-            .as_ref()
-            .filter(|f| f.component_path("text_encoder_2").is_none());
-        let tokenizer = match (
-            self.tokenizer,
-            single.and_then(|f| f.component_path("tokenizer")),
-        ) {
-            (None, Some(path)) => Some(Tokenizer::open(path)?),
+        let single = checkpoint.as_ref().filter(|c| !c.has_second_text_encoder());
+        let tokenizer = match (self.tokenizer, single) {
+            (None, Some(checkpoint)) => load_tokenizer(checkpoint)?,
             (given, _) => given,
         };
         let text_encoder = match (self.text_encoder, single) {
-            (None, Some(folder)) => load_text_encoder(folder, dtype, &device)?,
+            (None, Some(checkpoint)) => load_text_encoder(checkpoint, dtype, &device)?,
             (given, _) => given,
         };
-        let unet = match (self.unet, &folder) {
+        let unet = match (self.unet, &checkpoint) {
             (Some(unet), _) => unet,
-            (None, Some(folder)) => {
-                let part = folder.required("unet")?;
-                let config = UNetConfig::from_json(&part.config_path, &part.config)?;
-                UNet::new(config, &part.open_weights()?, dtype, &device)?
+            (None, Some(checkpoint)) => {
+                let part = checkpoint.required(ComponentKind::UNet)?;
+                let config = UNetConfig::from_json(part.config_path, part.config)?;
+                UNet::new(config, &part.tensors, dtype, &device)?
             }
-            (None, None) => return Err(needs_folder("unet")),
+            (None, None) => return Err(needs_weights("unet")),
         };
-        let vae = match (self.vae, &folder) {
+        let vae = match (self.vae, &checkpoint) {
             (Some(vae), _) => vae,
-            (None, Some(folder)) => {
-                let part = folder.required("vae")?;
-                Vae::new(
-                    &part.config_path,
-                    &part.config,
-                    &part.open_weights()?,
-                    dtype,
-                    &device,
-                )?
+            (None, Some(checkpoint)) => {
+                let part = checkpoint.required(ComponentKind::Vae)?;
+                Vae::new(part.config_path, part.config, &part.tensors, dtype, &device)?
             }
-            (None, None) => return Err(needs_folder("vae")),
+            (None, None) => return Err(needs_weights("vae")),
         };
         let mut pipeline = Pipeline {
             tokenizer,
@@ -210,29 +208,85 @@ impl PipelineBuilder {
         }
         Ok(pipeline)
     }
+
+    /// Opens the weights, if any, without the components that the caller has.
+    fn open_checkpoint(&mut self) -> Result<Option<Checkpoint>> {
+        let Some(path) = self.weights.take() else {
+            return Ok(self.checkpoint.take());
+        };
+        if let Some(checkpoint) = self.checkpoint.take() {
+            let found = format!("both, {checkpoint:?}");
+            return Err(Error::argument(
+                "builder",
+                "weights(..) or checkpoint(..)",
+                found,
+            ));
+        }
+        let given = [
+            (ComponentKind::UNet, self.unet.is_some()),
+            (ComponentKind::Vae, self.vae.is_some()),
+            (ComponentKind::TextEncoder, self.text_encoder.is_some()),
+            // Nothing reads it yet.
+            (ComponentKind::TextEncoder2, true),
+        ];
+        let options = OpenOptions {
+            variant: self.variant.take(),
+            without: given.iter().filter(|g| g.1).map(|g| g.0).collect(),
+            ..Default::default()
+        };
+        Checkpoint::open_with(path, &options).map(Some)
+    }
+}
+
+/// The folder's tokenizer, or CLIP's for files, which have none.
+fn load_tokenizer(checkpoint: &Checkpoint) -> Result<Option<Tokenizer>> {
+    let description = checkpoint.description();
+    match checkpoint.tokenizer_folder(ComponentKind::TextEncoder) {
+        Some(path) => Tokenizer::open(path).map(Some),
+        None if checkpoint.is_folder() => Ok(None),
+        None if description.family == Some(Family::StableDiffusion2) => {
+            Tokenizer::open_clip().map(Some)
+        }
+        None => Tokenizer::clip().map(Some),
+    }
 }
 
 fn load_text_encoder(
-    folder: &DiffusersFolder,
+    checkpoint: &Checkpoint,
     dtype: DType,
     device: &Device,
 ) -> Result<Option<TextEncoder>> {
-    let Some(part) = folder.component("text_encoder")? else {
+    let Some(part) = checkpoint.component(ComponentKind::TextEncoder) else {
         return Ok(None);
     };
-    let config = TextEncoder::parse_config(&part.config_path, &part.config)?;
-    TextEncoder::new(config, &part.open_weights()?, dtype, device).map(Some)
+    let config = TextEncoder::parse_config(part.config_path, part.config)?;
+    TextEncoder::new(config, &part.tensors, dtype, device).map(Some)
 }
 
 /// The configuration as diffusers' Stable Diffusion pipelines (SDXL's not among them) correct it: an offset
 /// of one step and no clamping, whatever old files say.
-fn pipeline_config(folder: &DiffusersFolder, mut config: Value) -> Value {
-    let is_sdxl = folder
-        .class_name()
-        .is_some_and(|class| class.contains("XL"));
-    if let (false, Some(fields)) = (is_sdxl, config.as_object_mut()) {
+fn pipeline_config(checkpoint: &Checkpoint) -> Option<Value> {
+    let mut config = checkpoint.scheduler_config()?.clone();
+    let is_xl = checkpoint.pipeline_class().contains("XL");
+    if let (false, Some(fields)) = (is_xl, config.as_object_mut()) {
         fields.insert("steps_offset".into(), json!(1));
         fields.insert("clip_sample".into(), json!(false));
     }
-    config
+    Some(config)
+}
+
+/// Why there are no settings of a scheduler.
+fn no_schedule(checkpoint: Option<&Checkpoint>) -> Error {
+    let Some(checkpoint) = checkpoint else {
+        let expected = "weights(..) or scheduler(..) and noise_schedule(..)";
+        return Error::argument("builder", expected, "neither");
+    };
+    match checkpoint.required(ComponentKind::UNet) {
+        Err(error) => error,
+        Ok(_) => Error::NotFound {
+            path: checkpoint.path().join("scheduler"),
+            hint: "its scheduler_config.json says what the model predicts and how noisy each timestep is"
+                .into(),
+        },
+    }
 }

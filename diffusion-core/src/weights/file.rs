@@ -187,6 +187,10 @@ impl TensorSource for TensorFile {
         Some(self.stored(name)?.shape().to_vec())
     }
 
+    fn dtype(&self, name: &str) -> Option<DType> {
+        Some(self.stored(name)?.element().dtype())
+    }
+
     /// Those of safetensors files; other containers have none.
     fn metadata(&self) -> BTreeMap<String, String> {
         self.contents.metadata.clone()
@@ -246,6 +250,15 @@ impl TensorSource for TensorFiles {
 
     fn shape(&self, name: &str) -> Option<Vec<usize>> {
         self.file_of(name)?.shape(name)
+    }
+
+    fn dtype(&self, name: &str) -> Option<DType> {
+        self.file_of(name)?.dtype(name)
+    }
+
+    fn metadata(&self) -> BTreeMap<String, String> {
+        let all = self.files.iter().flat_map(TensorSource::metadata);
+        all.collect()
     }
 
     fn load(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {

@@ -1,20 +1,34 @@
 //! Checkpoints on disk.
 
+mod checkpoint;
+mod configs;
+mod description;
 mod element;
 mod embedding;
+mod family;
 mod file;
 mod folder;
 mod gguf;
+pub mod keys;
 mod lora;
 mod pickle;
 mod reader;
+mod renamed;
 mod safetensors;
+mod save;
+mod sections;
 mod stored;
+mod writer;
 
+pub use checkpoint::{Checkpoint, CheckpointComponent, OpenOptions};
+pub use description::{ComponentDescription, ModelDescription};
 pub use element::Element;
 pub use embedding::Embedding;
+pub use family::{Family, Task};
 pub use file::{Container, TensorFile, TensorFiles};
 pub use folder::{Component, DiffusersFolder};
 pub use lora::{Lora, LoraReport, LoraScale, MergedLoras, ModelPart, merge_loras};
 pub use pickle::PickleValue;
+pub use renamed::RenamedTensors;
+pub use sections::{ComponentKind, Dialect};
 pub use stored::StoredTensor;

@@ -1,0 +1,616 @@
+//! Models in whatever files they came.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device};
+use serde_json::{Value, json};
+
+use super::configs::{self, Shapes};
+use super::description::{ComponentDescription, ModelDescription};
+use super::family::{Family, Model, Prediction};
+use super::renamed::{Entry, RenamedTensors};
+use super::sections::{ComponentKind, Dialect, Sorted, is_average};
+use super::{DiffusersFolder, TensorFile};
+use crate::config::parse_json;
+use crate::error::{Error, Result};
+use crate::nn::TensorSource;
+
+/// How a [`Checkpoint`] is opened.
+#[derive(Debug, Clone, Default)]
+pub struct OpenOptions {
+    /// Prefers weight files of a variant of a folder, such as `fp16`.
+    pub variant: Option<String>,
+    /// Reads the running averages (EMA) of the UNet's weights in place of the weights.
+    pub ema: bool,
+    /// Components of a folder that the caller does not need; they may be missing or damaged.
+    pub without: Vec<ComponentKind>,
+}
+
+pub(super) struct Part {
+    pub(super) config: Value,
+    config_path: PathBuf,
+    dialect: Dialect,
+    entries: BTreeMap<String, Entry>,
+}
+
+/// A model's files: a folder in the diffusers layout, one file with all of it in CompVis's names, or files
+/// that hold parts. Whatever the dialect, components come under diffusers' names and with a configuration.
+///
+/// ```no_run
+/// use diffusion_core::weights::Checkpoint;
+///
+/// let checkpoint = Checkpoint::open("model.safetensors")?;
+/// println!("{}", checkpoint.description());
+/// checkpoint.save_diffusers("model")?;
+/// # Ok::<(), diffusion_core::Error>(())
+/// ```
+pub struct Checkpoint {
+    pub(super) path: PathBuf,
+    /// The folder of a model in the diffusers layout.
+    pub(super) folder: Option<DiffusersFolder>,
+    sources: Vec<Box<dyn TensorSource>>,
+    pub(super) parts: BTreeMap<ComponentKind, Part>,
+    pub(super) model: Model,
+    pub(super) scheduler_config: Option<Value>,
+    leftovers: Vec<String>,
+    unused: Vec<String>,
+    assumptions: Vec<String>,
+    pub(super) overwrite: bool,
+}
+
+impl fmt::Debug for Checkpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Checkpoint")
+            .field("path", &self.path)
+            .field("model", &self.model)
+            .field("components", &self.parts.keys())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Checkpoint {
+    /// Opens a folder or a file and says what it is by its tensors, whatever its name. A file of no known
+    /// model opens without components, and [`description`](Self::description) lists its tensors.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if there is no such path or a listed component is missing, [`Error::Format`] if
+    /// a file is damaged, [`Error::Unsupported`] for a structure that no diffusers model has.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Self::open_with(path, &OpenOptions::default())
+    }
+
+    /// [`open`](Self::open) with options.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), and [`Error::Format`] if running averages or a variant are asked for and there
+    /// are none.
+    pub fn open_with(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self> {
+        let path = path.as_ref();
+        match path.is_file() {
+            true => Self::open_files(&[path], options),
+            false => Self::open_folder(path, options),
+        }
+    }
+
+    /// Opens files that hold parts of one model, such as TAESD's encoder and decoder, or a UNet and an
+    /// autoencoder. A tensor that two of them have is taken from the first.
+    ///
+    /// # Errors
+    /// As [`open_with`](Self::open_with).
+    pub fn open_files(paths: &[impl AsRef<Path>], options: &OpenOptions) -> Result<Self> {
+        let Some(first) = paths.first() else {
+            return Err(Error::argument("paths", "at least one file", "none"));
+        };
+        let sources = paths.iter().map(|path| open_tensors(path.as_ref()));
+        Self::from_sources(first.as_ref(), sources.collect::<Result<_>>()?, options)
+    }
+
+    /// Takes tensors from anywhere as files that hold parts of one model; `path` is what errors call them.
+    ///
+    /// # Errors
+    /// As [`open_with`](Self::open_with).
+    pub fn from_sources(
+        path: impl AsRef<Path>,
+        sources: Vec<Box<dyn TensorSource>>,
+        options: &OpenOptions,
+    ) -> Result<Self> {
+        let mut checkpoint = Self::empty(path.as_ref());
+        let mut has_averages = false;
+        for (index, source) in sources.iter().enumerate() {
+            let names = source.tensor_names();
+            has_averages |= names.iter().any(|name| is_average(name));
+            checkpoint.add(Sorted::new(index, names, options.ema));
+        }
+        checkpoint.sources = sources;
+        if options.ema && !has_averages {
+            let reason = "no running averages (tensors model_ema.*) are in it; open it without ema";
+            return Err(Error::format(&checkpoint.path, reason));
+        }
+        checkpoint.name_text_encoder();
+        checkpoint.detect();
+        checkpoint.infer_configs()?;
+        Ok(checkpoint)
+    }
+
+    fn open_folder(path: &Path, options: &OpenOptions) -> Result<Self> {
+        let folder = DiffusersFolder::open(path, options.variant.as_deref())?;
+        let mut checkpoint = Self::empty(path);
+        for kind in ComponentKind::ALL {
+            if options.without.contains(&kind) {
+                continue;
+            }
+            let Some(component) = folder.component(kind.folder())? else {
+                continue;
+            };
+            let source: Box<dyn TensorSource> = Box::new(component.open_weights()?);
+            let index = checkpoint.sources.len();
+            let sorted = Sorted::new(index, source.tensor_names(), false);
+            checkpoint.sources.push(source);
+            let dialect = sorted.dialects.values().next();
+            let mut entries = BTreeMap::new();
+            for part in sorted.components.into_values() {
+                entries.extend(part);
+            }
+            // The model itself reports what it has no place for.
+            entries.extend(sorted.unused.into_iter().map(|name| {
+                let entry = Entry::unchanged(index, &name);
+                (name, entry)
+            }));
+            let part = Part {
+                config: component.config,
+                config_path: component.config_path,
+                dialect: dialect.copied().unwrap_or(Dialect::Diffusers),
+                entries,
+            };
+            checkpoint.parts.insert(kind, part);
+            checkpoint.leftovers.extend(sorted.leftovers);
+        }
+        checkpoint.detect();
+        let has_scheduler = folder.component_path("scheduler").is_some();
+        checkpoint.scheduler_config = has_scheduler
+            .then(|| folder.scheduler_config())
+            .transpose()?;
+        checkpoint.folder = Some(folder);
+        Ok(checkpoint)
+    }
+
+    fn empty(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            folder: None,
+            sources: Vec::new(),
+            parts: BTreeMap::new(),
+            model: Model::default(),
+            scheduler_config: None,
+            leftovers: Vec::new(),
+            unused: Vec::new(),
+            assumptions: Vec::new(),
+            overwrite: false,
+        }
+    }
+
+    fn add(&mut self, sorted: Sorted) {
+        for (kind, entries) in sorted.components {
+            let part = self.parts.entry(kind).or_insert_with(|| Part {
+                config: Value::Null,
+                config_path: self.path.clone(),
+                dialect: sorted
+                    .dialects
+                    .get(&kind)
+                    .copied()
+                    .unwrap_or(Dialect::Diffusers),
+                entries: BTreeMap::new(),
+            });
+            for (name, entry) in entries {
+                match part.entries.contains_key(&name) {
+                    true => self.unused.push(entry.name),
+                    false => _ = part.entries.insert(name, entry),
+                }
+            }
+        }
+        self.leftovers.extend(sorted.leftovers);
+        self.unused.extend(sorted.unused);
+    }
+
+    /// A text encoder's file of its own does not say which of SDXL's two it is; its width does.
+    fn name_text_encoder(&mut self) {
+        use ComponentKind::{TextEncoder, TextEncoder2};
+        let width = self.component(TextEncoder).and_then(|part| {
+            let shape = part
+                .tensors
+                .shape("text_model.embeddings.token_embedding.weight")?;
+            shape.get(1).copied()
+        });
+        if width == Some(BIG_G_WIDTH)
+            && !self.parts.contains_key(&TextEncoder2)
+            && let Some(part) = self.parts.remove(&TextEncoder)
+        {
+            self.parts.insert(TextEncoder2, part);
+        }
+    }
+
+    fn detect(&mut self) {
+        let dialects = self.parts.iter().map(|(&kind, part)| (kind, part.dialect));
+        self.model = Model::detect(&self.shapes(), &dialects.collect());
+    }
+
+    fn shapes(&self) -> BTreeMap<ComponentKind, Shapes<'_>> {
+        let kinds = self.parts.keys().copied();
+        kinds
+            .filter_map(|kind| Some((kind, self.shapes_of(&self.component(kind)?.tensors))))
+            .collect()
+    }
+
+    pub(super) fn shapes_of(&self, tensors: &RenamedTensors<'_>) -> Shapes<'_> {
+        let names = tensors.tensor_names().into_iter();
+        Shapes {
+            path: &self.path,
+            map: names
+                .filter_map(|name| {
+                    let shape = tensors.shape(&name)?;
+                    Some((name, shape))
+                })
+                .collect(),
+        }
+    }
+
+    /// Settings from shapes, then from what is known of the family, then from the file's own notes.
+    fn infer_configs(&mut self) -> Result<()> {
+        let shapes = self.shapes();
+        let mut found = BTreeMap::new();
+        for (&kind, shapes) in &shapes {
+            found.insert(
+                kind,
+                configs::config(kind, self.parts[&kind].dialect, shapes)?,
+            );
+        }
+        drop(shapes);
+        let notes = self.notes()?;
+        let prediction = self.predict(&notes);
+        self.adapt_to_family(&mut found, prediction);
+        for (kind, mut config) in found {
+            if let Some(noted) = notes.configs.get(kind.folder()) {
+                merge(&mut config, noted);
+            }
+            if let Some(part) = self.parts.get_mut(&kind) {
+                part.config = config;
+            }
+        }
+        if self.parts.contains_key(&ComponentKind::UNet) {
+            let mut config = self.model.scheduler_config(prediction);
+            if let Some(noted) = notes.configs.get(SCHEDULER) {
+                config = noted.clone();
+            }
+            self.scheduler_config = Some(config);
+        }
+        Ok(())
+    }
+
+    fn notes(&self) -> Result<Notes> {
+        let mut notes = Notes::default();
+        for source in &self.sources {
+            let metadata = source.metadata();
+            for (key, text) in &metadata {
+                if let Some(component) = key.strip_suffix(CONFIG_NOTE) {
+                    let config = parse_json(text)
+                        .map_err(|e| Error::format(&self.path, format!("metadata {key}: {e}")))?;
+                    notes.configs.insert(component.to_owned(), config);
+                }
+            }
+            // The note of the Stability AI model specification, which trainers write.
+            let noted = metadata.get("modelspec.prediction_type");
+            let noted = noted.map(|text| text.starts_with('v'));
+            notes.predicts_velocity = notes.predicts_velocity.or(noted);
+        }
+        Ok(notes)
+    }
+
+    /// What the model predicts: its tensors tell only where trainers left a mark.
+    fn predict(&mut self, notes: &Notes) -> Prediction {
+        let has = |name: &str| self.leftovers.iter().any(|leftover| leftover == name);
+        if has("v_pred") {
+            return match has("ztsnr") {
+                true => Prediction::ZeroSnrVelocity,
+                false => Prediction::Velocity,
+            };
+        }
+        match notes.predicts_velocity {
+            Some(true) => return Prediction::Velocity,
+            Some(false) => return Prediction::Epsilon,
+            None if notes.configs.contains_key(SCHEDULER) => return Prediction::Epsilon,
+            None => {}
+        }
+        let is_sd2 = self.model.family == Some(Family::StableDiffusion2);
+        if is_sd2 && self.model.task == super::Task::TextToImage {
+            if self.steps_trained() == Some(SD2_BASE_STEPS) {
+                return Prediction::Epsilon;
+            }
+            self.assumptions.push(
+                "prediction_type v_prediction, of SD 2.x at 768 pixels; those of 512 pixels have the same \
+                 shapes and predict epsilon: configure_scheduler says so"
+                    .into(),
+            );
+            return Prediction::Velocity;
+        }
+        if self.parts.contains_key(&ComponentKind::UNet) {
+            let text = "prediction_type epsilon: no tensor says so; configure_scheduler changes it";
+            self.assumptions.push(text.into());
+        }
+        Prediction::Epsilon
+    }
+
+    /// How long the model was trained, which some files note.
+    fn steps_trained(&self) -> Option<f64> {
+        let value = self
+            .sources
+            .iter()
+            .find_map(|source| source.load("global_step", DType::F64, &Device::Cpu).ok())?;
+        value
+            .flatten_all()
+            .ok()?
+            .to_vec1::<f64>()
+            .ok()?
+            .first()
+            .copied()
+    }
+
+    fn adapt_to_family(
+        &mut self,
+        found: &mut BTreeMap<ComponentKind, Value>,
+        prediction: Prediction,
+    ) {
+        let is_refiner = self.model.family == Some(Family::StableDiffusionXlRefiner);
+        let pooled = found
+            .get(&ComponentKind::TextEncoder2)
+            .and_then(|config| config["projection_dim"].as_u64());
+        if let Some(config) = found.get_mut(&ComponentKind::UNet) {
+            config["sample_size"] =
+                json!(self.model.sample_size(prediction != Prediction::Epsilon));
+            // SD 2.1 overflows in f16 otherwise.
+            config["upcast_attention"] = json!(self.model.family == Some(Family::StableDiffusion2));
+            let sizes = if is_refiner { 5 } else { 6 };
+            let added = config["projection_class_embeddings_input_dim"].as_u64();
+            if let Some(width) = added
+                .zip(pooled)
+                .and_then(|(all, text)| all.checked_sub(text))
+                && width.is_multiple_of(sizes)
+            {
+                config["addition_time_embed_dim"] = json!(width / sizes);
+            }
+            let text = "attention heads (8, or of 64 channels each in SD 2 and SDXL) and groups of norms (32) \
+                        of the published models: configure changes them";
+            self.assumptions.push(text.into());
+        }
+        if let Some(config) = found.get_mut(&ComponentKind::Vae)
+            && config["_class_name"] == "AutoencoderKL"
+        {
+            config["sample_size"] =
+                json!(8 * self.model.sample_size(prediction != Prediction::Epsilon));
+            if self.model.is_xl() {
+                config["scaling_factor"] = json!(0.13025);
+                config["force_upcast"] = json!(true);
+            } else if self.model.family.is_none() {
+                let text = "scaling_factor 0.18215, of SD 1 and 2; SDXL's autoencoders have the same shapes and \
+                            0.13025: configure changes it";
+                self.assumptions.push(text.into());
+            }
+        }
+    }
+
+    /// Where the checkpoint was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What it is, and what of it is not used.
+    pub fn description(&self) -> ModelDescription {
+        let (averages, leftovers): (Vec<_>, Vec<_>) = self
+            .leftovers
+            .iter()
+            .cloned()
+            .partition(|name| is_average(name));
+        let prediction = self.scheduler_config.as_ref().map(|config| {
+            let noted = config["prediction_type"].as_str();
+            noted.unwrap_or("epsilon").to_owned()
+        });
+        ModelDescription {
+            family: self.model.family,
+            task: self.model.task,
+            distillation: self.model.distillation,
+            has_guidance_embedding: self.model.has_guidance_embedding,
+            prediction_type: prediction,
+            components: self
+                .parts
+                .iter()
+                .map(|(&kind, part)| self.describe(kind, part))
+                .collect(),
+            num_averages: averages.len(),
+            leftovers,
+            unused: self.unused.clone(),
+            assumptions: self.assumptions.clone(),
+        }
+    }
+
+    fn describe(&self, kind: ComponentKind, part: &Part) -> ComponentDescription {
+        let tensors = RenamedTensors {
+            sources: &self.sources,
+            entries: &part.entries,
+        };
+        let (mut parameters, mut bytes, mut dtypes) = (0u64, 0u64, BTreeMap::new());
+        for name in part.entries.keys() {
+            let shape = tensors.shape(name).unwrap_or_default();
+            let count = shape
+                .iter()
+                .fold(1u64, |count, &n| count.saturating_mul(n as u64));
+            let dtype = tensors.dtype(name);
+            let width = dtype.map_or(0, |dtype| dtype.size_in_bytes() as u64);
+            parameters = count.saturating_add(parameters);
+            bytes = count.saturating_mul(width).saturating_add(bytes);
+            let called = dtype.map_or("of another format", |dtype| dtype.as_str());
+            *dtypes.entry(called.to_owned()).or_default() += 1;
+        }
+        let class = part.config["_class_name"]
+            .as_str()
+            .or_else(|| part.config["architectures"][0].as_str());
+        ComponentDescription {
+            kind,
+            class_name: class.unwrap_or("of unknown class").to_owned(),
+            dialect: part.dialect,
+            num_tensors: part.entries.len(),
+            num_parameters: parameters,
+            num_bytes: bytes,
+            dtypes,
+        }
+    }
+
+    /// Whether it is a folder in the diffusers layout.
+    pub fn is_folder(&self) -> bool {
+        self.folder.is_some()
+    }
+
+    /// diffusers' class of the whole pipeline, as the folder says it or by the family.
+    pub fn pipeline_class(&self) -> &str {
+        let folder = self.folder.as_ref();
+        let noted = folder.and_then(DiffusersFolder::class_name);
+        noted.unwrap_or_else(|| self.model.pipeline_class())
+    }
+
+    /// Whether the model has a second text encoder, opened or not.
+    pub fn has_second_text_encoder(&self) -> bool {
+        let kind = ComponentKind::TextEncoder2;
+        let folder = self.folder.as_ref();
+        self.parts.contains_key(&kind)
+            || folder.is_some_and(|folder| folder.component_path(kind.folder()).is_some())
+    }
+
+    /// The components that are there.
+    pub fn components(&self) -> impl Iterator<Item = ComponentKind> {
+        self.parts.keys().copied()
+    }
+
+    /// A component, or `None` if it is not there.
+    pub fn component(&self, kind: ComponentKind) -> Option<CheckpointComponent<'_>> {
+        let part = self.parts.get(&kind)?;
+        Some(CheckpointComponent {
+            config: &part.config,
+            config_path: &part.config_path,
+            tensors: RenamedTensors {
+                sources: &self.sources,
+                entries: &part.entries,
+            },
+        })
+    }
+
+    /// A component that the model cannot do without.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if it is not there.
+    pub fn required(&self, kind: ComponentKind) -> Result<CheckpointComponent<'_>> {
+        self.component(kind).ok_or_else(|| match self.is_folder() {
+            true => Error::NotFound {
+                path: self.path.join(kind.folder()),
+                hint: format!("model_index.json must list {kind} and the folder must hold it"),
+            },
+            false => Error::NotFound {
+                path: self.path.clone(),
+                hint: format!("there is no {kind} among its tensors; give one from another file"),
+            },
+        })
+    }
+
+    /// The `scheduler_config.json`, or what the family was published with; `None` without a UNet.
+    pub fn scheduler_config(&self) -> Option<&Value> {
+        self.scheduler_config.as_ref()
+    }
+
+    /// The folder of a tokenizer, which only models in the diffusers layout have. One file has none, and
+    /// published models of that form all have CLIP's.
+    pub fn tokenizer_folder(&self, kind: ComponentKind) -> Option<PathBuf> {
+        let name = match kind {
+            ComponentKind::TextEncoder2 => "tokenizer_2",
+            _ => "tokenizer",
+        };
+        self.folder.as_ref()?.component_path(name)
+    }
+
+    /// Changes settings of a component: what shapes do not say and the usual value of is wrong, such as
+    /// `{"attention_head_dim": 4}`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if there is no such component or `settings` is not an object.
+    pub fn configure(&mut self, kind: ComponentKind, settings: &Value) -> Result<()> {
+        let found = self.parts.get_mut(&kind).map(|part| &mut part.config);
+        change(found, kind.folder(), settings)
+    }
+
+    /// Changes settings of the scheduler, such as `{"prediction_type": "epsilon"}`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if there is no UNet or `settings` is not an object.
+    pub fn configure_scheduler(&mut self, settings: &Value) -> Result<()> {
+        change(self.scheduler_config.as_mut(), SCHEDULER, settings)
+    }
+
+    /// Whether [`save_diffusers`](Self::save_diffusers) and [`save_single_file`](Self::save_single_file)
+    /// replace what is at their path. Default: no.
+    pub fn overwrite(mut self, overwrite: bool) -> Self {
+        self.overwrite = overwrite;
+        self
+    }
+}
+
+/// One component of a [`Checkpoint`].
+pub struct CheckpointComponent<'a> {
+    /// Its configuration, as diffusers' or transformers' `config.json` has it.
+    pub config: &'a Value,
+    /// The file that errors about the configuration name.
+    pub config_path: &'a Path,
+    /// Its tensors under diffusers' names.
+    pub tensors: RenamedTensors<'a>,
+}
+
+/// Width of OpenCLIP ViT-bigG, the second text encoder of SDXL.
+const BIG_G_WIDTH: usize = 1280;
+
+/// SD 2 base's number of training steps, by which diffusers knows it.
+const SD2_BASE_STEPS: f64 = 875_000.0;
+
+/// Behind a component's name: the key of metadata that holds its configuration.
+pub(super) const CONFIG_NOTE: &str = ".config.json";
+/// What the scheduler's folder and its note are called.
+pub(super) const SCHEDULER: &str = "scheduler";
+
+/// What a file's metadata says.
+#[derive(Default)]
+struct Notes {
+    configs: HashMap<String, Value>,
+    predicts_velocity: Option<bool>,
+}
+
+fn open_tensors(path: &Path) -> Result<Box<dyn TensorSource>> {
+    Ok(Box::new(TensorFile::open(path)?))
+}
+
+fn merge(config: &mut Value, settings: &Value) {
+    if let (Some(config), Some(settings)) = (config.as_object_mut(), settings.as_object()) {
+        config.extend(settings.clone());
+    }
+}
+
+fn change(config: Option<&mut Value>, what: &str, settings: &Value) -> Result<()> {
+    let expected = format!("an object with settings of a {what} that is there");
+    match config {
+        Some(config) if settings.is_object() => {
+            merge(config, settings);
+            Ok(())
+        }
+        Some(_) => Err(Error::argument("settings", expected, settings)),
+        None => Err(Error::argument(
+            "settings",
+            expected,
+            format_args!("no {what}"),
+        )),
+    }
+}

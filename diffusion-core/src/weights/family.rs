@@ -1,0 +1,255 @@
+//! Which model a checkpoint is of.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde_json::{Value, json};
+
+use super::configs::Shapes;
+use super::keys::UNetLayout;
+use super::{ComponentKind, Dialect};
+
+/// The base models; all others are trained from them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Family {
+    /// Stable Diffusion 1.x: OpenAI's CLIP ViT-L.
+    StableDiffusion1,
+    /// Stable Diffusion 2.x: OpenCLIP ViT-H.
+    StableDiffusion2,
+    /// SDXL: both of CLIP ViT-L and OpenCLIP ViT-bigG, and picture sizes.
+    StableDiffusionXl,
+    /// SDXL's refiner: OpenCLIP ViT-bigG, picture sizes and an aesthetic score.
+    StableDiffusionXlRefiner,
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::StableDiffusion1 => "Stable Diffusion 1.x",
+            Self::StableDiffusion2 => "Stable Diffusion 2.x",
+            Self::StableDiffusionXl => "Stable Diffusion XL",
+            Self::StableDiffusionXlRefiner => "Stable Diffusion XL refiner",
+        })
+    }
+}
+
+/// What the UNet's input holds beside the noisy latents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+#[non_exhaustive]
+pub enum Task {
+    /// Nothing.
+    #[default]
+    TextToImage,
+    /// A mask and the latents of the masked picture: 9 channels for 4.
+    Inpainting,
+    /// The latents of the picture to edit: 8 channels for 4.
+    InstructPix2Pix,
+}
+
+impl fmt::Display for Task {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::TextToImage => "text to image",
+            Self::Inpainting => "inpainting",
+            Self::InstructPix2Pix => "instruct-pix2pix",
+        })
+    }
+}
+
+/// Published distillations: transformer blocks behind each residual block on the way down, whether there is
+/// a middle with attention, and the model's name.
+#[rustfmt::skip]
+const DISTILLATIONS: &[(Family, &[&[usize]], bool, &str)] = &[
+    (Family::StableDiffusion1, &[&[1], &[1], &[1], &[0]], true, "BK-SDM-Base"),
+    (Family::StableDiffusion1, &[&[1], &[1], &[1], &[0]], false, "BK-SDM-Small or small-sd"),
+    (Family::StableDiffusion1, &[&[1], &[1], &[1]], false, "BK-SDM-Tiny or tiny-sd"),
+    (Family::StableDiffusionXl, &[&[0, 0], &[2, 2], &[4, 4]], false, "SSD-1B"),
+    (Family::StableDiffusionXl, &[&[0, 0], &[1, 1], &[2, 2]], false, "Segmind Vega"),
+    (Family::StableDiffusionXl, &[&[0], &[2], &[5]], false, "KOALA-700M"),
+    (Family::StableDiffusionXl, &[&[0], &[2], &[6]], true, "KOALA-1B"),
+];
+
+/// What a checkpoint's tensors say of the whole model.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Model {
+    pub(super) family: Option<Family>,
+    pub(super) task: Task,
+    pub(super) distillation: Option<&'static str>,
+    pub(super) has_guidance_embedding: bool,
+}
+
+impl Model {
+    pub(super) fn detect(
+        shapes: &BTreeMap<ComponentKind, Shapes<'_>>,
+        dialects: &BTreeMap<ComponentKind, Dialect>,
+    ) -> Self {
+        let Some(unet) = shapes.get(&ComponentKind::UNet) else {
+            return Self {
+                family: family_of_texts(shapes, dialects),
+                ..Self::default()
+            };
+        };
+        let layout = UNetLayout::from_diffusers(|name| unet.has(name));
+        let has_text = |kind| shapes.contains_key(&kind);
+        let cross_attention_dim = unet
+            .map
+            .iter()
+            .find(|(name, _)| name.ends_with("attn2.to_k.weight"))
+            .and_then(|(_, shape)| shape.get(1));
+        let has_linear_projections = unet
+            .map
+            .iter()
+            .any(|(name, shape)| name.ends_with("attentions.0.proj_in.weight") && shape.len() == 2);
+        let is_refiner = cross_attention_dim == Some(&REFINER_CONTEXT)
+            || (has_text(ComponentKind::TextEncoder2) && !has_text(ComponentKind::TextEncoder));
+        let family = match (
+            unet.has("add_embedding.linear_1.weight"),
+            has_linear_projections,
+        ) {
+            (true, _) if is_refiner => Family::StableDiffusionXlRefiner,
+            (true, _) => Family::StableDiffusionXl,
+            (false, true) => Family::StableDiffusion2,
+            (false, false) => Family::StableDiffusion1,
+        };
+        let (input, output) = (
+            unet.optional_dim("conv_in.weight", 1),
+            unet.optional_dim("conv_out.weight", 0),
+        );
+        let task = match (input, output) {
+            (Some(input), Some(output)) if input.checked_sub(1) == output.checked_mul(2) => {
+                Task::Inpainting
+            }
+            (Some(input), Some(output)) if output.checked_mul(2) == Some(input) => {
+                Task::InstructPix2Pix
+            }
+            _ => Task::TextToImage,
+        };
+        let depths: Vec<&[usize]> = layout.down.iter().map(|l| l.depths.as_slice()).collect();
+        let has_middle = layout.mid.is_some_and(|depth| depth > 0);
+        let distillation = DISTILLATIONS
+            .iter()
+            .find(|(of, down, middle, _)| {
+                (*of, *down, *middle) == (family, depths.as_slice(), has_middle)
+            })
+            .map(|(.., name)| *name);
+        Self {
+            family: Some(family),
+            task,
+            distillation,
+            has_guidance_embedding: unet.has("time_embedding.cond_proj.weight"),
+        }
+    }
+
+    pub(super) fn is_xl(&self) -> bool {
+        matches!(
+            self.family,
+            Some(Family::StableDiffusionXl | Family::StableDiffusionXlRefiner)
+        )
+    }
+
+    /// diffusers' class of the whole.
+    pub(super) fn pipeline_class(&self) -> &'static str {
+        match (self.is_xl(), self.task) {
+            (_, Task::TextToImage) if self.has_guidance_embedding => {
+                "LatentConsistencyModelPipeline"
+            }
+            (false, Task::TextToImage) => "StableDiffusionPipeline",
+            (false, Task::Inpainting) => "StableDiffusionInpaintPipeline",
+            (false, Task::InstructPix2Pix) => "StableDiffusionInstructPix2PixPipeline",
+            (true, Task::Inpainting) => "StableDiffusionXLInpaintPipeline",
+            (true, Task::InstructPix2Pix) => "StableDiffusionXLInstructPix2PixPipeline",
+            (true, _) if self.family == Some(Family::StableDiffusionXlRefiner) => {
+                "StableDiffusionXLImg2ImgPipeline"
+            }
+            (true, _) => "StableDiffusionXLPipeline",
+        }
+    }
+
+    /// Side of the training latents.
+    pub(super) fn sample_size(&self, predicts_velocity: bool) -> usize {
+        match self.family {
+            Some(Family::StableDiffusionXl | Family::StableDiffusionXlRefiner) => 128,
+            Some(Family::StableDiffusion2) if predicts_velocity => 96,
+            _ => 64,
+        }
+    }
+
+    /// The `scheduler_config.json` that the family was published with.
+    pub(super) fn scheduler_config(&self, prediction: Prediction) -> Value {
+        let mut config = json!({
+            "beta_end": 0.012,
+            "beta_schedule": "scaled_linear",
+            "beta_start": 0.00085,
+            "clip_sample": false,
+            "num_train_timesteps": 1000,
+            "prediction_type": prediction.name(),
+            "set_alpha_to_one": false,
+            "steps_offset": 1,
+            "timestep_spacing": "leading",
+        });
+        let class = match self {
+            Self {
+                has_guidance_embedding: true,
+                ..
+            } => "LCMScheduler",
+            Self {
+                task: Task::InstructPix2Pix,
+                ..
+            } => "EulerAncestralDiscreteScheduler",
+            _ if self.is_xl() => "EulerDiscreteScheduler",
+            Self {
+                family: Some(Family::StableDiffusion2),
+                ..
+            } => "DDIMScheduler",
+            _ => "PNDMScheduler",
+        };
+        config["_class_name"] = json!(class);
+        if class == "PNDMScheduler" {
+            config["skip_prk_steps"] = json!(true);
+        }
+        if prediction == Prediction::ZeroSnrVelocity {
+            config["rescale_betas_zero_snr"] = json!(true);
+            config["timestep_spacing"] = json!("trailing");
+        }
+        config
+    }
+}
+
+/// What a model predicts, as far as a file tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Prediction {
+    Epsilon,
+    Velocity,
+    /// The velocity, with the last timestep pure noise.
+    ZeroSnrVelocity,
+}
+
+impl Prediction {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Epsilon => "epsilon",
+            Self::Velocity | Self::ZeroSnrVelocity => "v_prediction",
+        }
+    }
+}
+
+/// Channels of the refiner's text conditioning.
+const REFINER_CONTEXT: usize = 1280;
+
+/// Text encoders alone tell SD 2 and SDXL; the first encoder of SDXL is that of SD 1.
+fn family_of_texts(
+    shapes: &BTreeMap<ComponentKind, Shapes<'_>>,
+    dialects: &BTreeMap<ComponentKind, Dialect>,
+) -> Option<Family> {
+    let has = |kind| shapes.contains_key(&kind);
+    let is_open_clip = dialects.get(&ComponentKind::TextEncoder) == Some(&Dialect::OpenClip);
+    match (
+        has(ComponentKind::TextEncoder),
+        has(ComponentKind::TextEncoder2),
+    ) {
+        (true, true) => Some(Family::StableDiffusionXl),
+        (true, false) if is_open_clip => Some(Family::StableDiffusion2),
+        _ => None,
+    }
+}

@@ -1,0 +1,216 @@
+//! The names and shapes of full-size models, without their weights: each tensor has a place and each
+//! parameter a tensor, in one file and in a folder.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+
+use diffusion_core::model::{UNetConfig, Vae};
+use diffusion_core::nn::TensorSource;
+use diffusion_core::weights::{Checkpoint, ComponentKind, Family, OpenOptions, Task};
+use diffusion_core::{DType, Device, Error, Result, Tensor, TextEncoder, UNet};
+use diffusion_tests::{TestResult, golden_path};
+use flate2::read::GzDecoder;
+use serde::Deserialize;
+use serde_json::Value;
+
+type Shapes = BTreeMap<String, Vec<usize>>;
+
+#[derive(Deserialize)]
+struct Model {
+    file: Shapes,
+    leftovers: Vec<String>,
+    parts: BTreeMap<String, Part>,
+}
+
+#[derive(Deserialize)]
+struct Part {
+    config: Value,
+    tensors: Shapes,
+}
+
+/// Shapes without numbers.
+struct Names(Shapes);
+
+impl TensorSource for Names {
+    fn name(&self) -> String {
+        "names".into()
+    }
+
+    fn tensor_names(&self) -> Vec<String> {
+        self.0.keys().cloned().collect()
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.0.get(name).cloned()
+    }
+
+    fn load(&self, name: &str, _: DType, _: &Device) -> Result<Tensor> {
+        Err(Error::custom(format!("{name} has no numbers")))
+    }
+}
+
+/// The same with an odd dimension more, so that a model reports each tensor that it asks for, with the shape
+/// that it expects, and reads none.
+struct Odd<'a>(&'a dyn TensorSource);
+
+const ODD: usize = 7;
+
+impl TensorSource for Odd<'_> {
+    fn name(&self) -> String {
+        self.0.name()
+    }
+
+    fn tensor_names(&self) -> Vec<String> {
+        self.0.tensor_names()
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        let mut shape = self.0.shape(name)?;
+        shape.push(ODD);
+        Some(shape)
+    }
+
+    fn load(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
+        self.0.load(name, dtype, device)
+    }
+}
+
+fn models() -> TestResult<HashMap<String, Model>> {
+    let file = File::open(golden_path("full_size_names.json.gz"))?;
+    Ok(serde_json::from_reader(GzDecoder::new(file))?)
+}
+
+/// The shapes that a component's model asks for, or what else went wrong.
+fn asked_for(kind: ComponentKind, config: &Value, source: &dyn TensorSource) -> TestResult<Shapes> {
+    let path = std::path::Path::new("config.json");
+    let (odd, dtype, device) = (Odd(source), DType::F32, &Device::Cpu);
+    let error = match kind {
+        ComponentKind::UNet => {
+            let config = UNetConfig::from_json(path, config)?;
+            UNet::new(config, &odd, dtype, device).err()
+        }
+        ComponentKind::Vae => Vae::new(path, config, &odd, dtype, device).err(),
+        _ => {
+            let config = TextEncoder::parse_config(path, config)?;
+            TextEncoder::new(config, &odd, dtype, device).err()
+        }
+    };
+    let Some(Error::Weights(report)) = error else {
+        return Err(format!("{kind}: {error:?}").into());
+    };
+    assert_eq!(report.missing, [""; 0], "{kind}");
+    assert_eq!(report.unexpected, [""; 0], "{kind}");
+    let asked = report.misshapen.into_iter();
+    Ok(asked.map(|tensor| (tensor.name, tensor.expected)).collect())
+}
+
+fn shapes(source: &dyn TensorSource) -> Shapes {
+    let names = source.tensor_names().into_iter();
+    names
+        .filter_map(|name| Some((name.clone(), source.shape(&name)?)))
+        .collect()
+}
+
+#[test]
+fn every_tensor_has_a_place_and_every_parameter_a_tensor() -> TestResult {
+    let expected = [
+        ("sd15", Family::StableDiffusion1, Task::TextToImage),
+        ("sd15_inpaint", Family::StableDiffusion1, Task::Inpainting),
+        ("sd21", Family::StableDiffusion2, Task::TextToImage),
+        ("sdxl_base", Family::StableDiffusionXl, Task::TextToImage),
+        (
+            "refiner",
+            Family::StableDiffusionXlRefiner,
+            Task::TextToImage,
+        ),
+    ];
+    let models = models()?;
+    assert_eq!(models.len(), expected.len());
+    for (name, family, task) in expected {
+        let model = &models[name];
+        let source = Box::new(Names(model.file.clone()));
+        let checkpoint = Checkpoint::from_sources(name, vec![source], &OpenOptions::default())?;
+        let description = checkpoint.description();
+        assert_eq!((description.family, description.task), (Some(family), task));
+        assert_eq!(description.distillation, None, "{name}");
+        assert_eq!(description.unused, [""; 0], "{name}");
+        let leftovers = model.leftovers.iter();
+        let known: Vec<_> = leftovers.filter(|n| !n.starts_with("model_ema.")).collect();
+        assert_eq!(
+            description.leftovers.iter().collect::<Vec<_>>(),
+            known,
+            "{name}"
+        );
+        assert_eq!(checkpoint.components().count(), model.parts.len(), "{name}");
+        for kind in checkpoint.components() {
+            let part = &model.parts[kind.folder()];
+            let found = checkpoint.required(kind)?;
+            // One file, with the configuration that its shapes gave.
+            assert_eq!(shapes(&found.tensors), part.tensors, "{name} {kind}");
+            assert_eq!(asked_for(kind, found.config, &found.tensors)?, part.tensors);
+            // A folder, with the published configuration.
+            let folder = Names(part.tensors.clone());
+            let mut published = part.config.clone();
+            published["_class_name"] = found.config["_class_name"].clone();
+            published["architectures"] = found.config["architectures"].clone();
+            assert_eq!(asked_for(kind, &published, &folder)?, part.tensors);
+            assert_same_settings(&format!("{name} {kind}"), found.config, &part.config);
+        }
+    }
+    Ok(())
+}
+
+/// What the published configuration says and the shapes gave must be the same, however it is written.
+fn assert_same_settings(what: &str, ours: &Value, published: &Value) {
+    // Named by another class, or without a meaning for the picture.
+    let unlike = [
+        "_class_name",
+        "sample_size",
+        "force_upcast",
+        "upcast_attention",
+        "scaling_factor",
+    ];
+    let mut compared = 0;
+    for (key, value) in published.as_object().into_iter().flatten() {
+        let Some(found) = ours.get(key).filter(|_| !unlike.contains(&key.as_str())) else {
+            continue;
+        };
+        let same = match (found, value) {
+            // The refiner's 4 in all levels; levels without attention say nothing.
+            (Value::Array(levels), Value::Number(_)) => levels.iter().skip(1).all(|n| n == value),
+            (found, value) if found.is_number() => found.as_f64() == value.as_f64(),
+            (found, value) => found == value,
+        };
+        assert!(same, "{what} {key}: {found}, published {value}");
+        compared += 1;
+    }
+    assert!(compared > 8, "{what}: {compared} settings");
+}
+
+#[test]
+fn a_tensor_too_many_or_too_few_is_noticed() -> TestResult {
+    let model = models()?.remove("sd15").ok_or("no sd15")?;
+    let mut file = model.file;
+    file.insert(
+        "model.diffusion_model.input_blocks.99.0.op.weight".into(),
+        vec![1],
+    );
+    file.remove("first_stage_model.encoder.mid.attn_1.q.bias");
+    let source = Box::new(Names(file));
+    let checkpoint = Checkpoint::from_sources("sd15", vec![source], &OpenOptions::default())?;
+    let unused = checkpoint.description().unused;
+    assert_eq!(
+        unused,
+        ["model.diffusion_model.input_blocks.99.0.op.weight"]
+    );
+    let part = checkpoint.required(ComponentKind::Vae)?;
+    let path = part.config_path;
+    let odd = Odd(&part.tensors);
+    match Vae::new(path, part.config, &odd, DType::F32, &Device::Cpu).err() {
+        Some(Error::Weights(report)) => {
+            assert_eq!(report.missing, ["encoder.mid_block.attentions.0.to_q.bias"]);
+        }
+        other => return Err(format!("{other:?}").into()),
+    }
+    Ok(())
+}
