@@ -5,6 +5,7 @@ mod configs;
 mod description;
 mod family;
 mod folder;
+mod infer;
 pub mod keys;
 mod renamed;
 mod safetensors;
