@@ -77,6 +77,8 @@ def make(out, emoji):
 
 def text_places(name, texts):
     """Component, prefix and kind of each text encoder of a family."""
+    if not texts:
+        return []
     if texts == ["clip", "open_clip"]:
         return [
             ("text_encoder", "conditioner.embedders.0.transformer.", "clip"),
@@ -299,12 +301,26 @@ SD2_UNET = {
     "attention_head_dim": (5, 10, 20, 20),
     "use_linear_projection": True,
 }
+SSD_UNET = SDXL_UNET | {
+    "transformer_layers_per_block": (1, 2, 4),
+    "reverse_transformer_layers_per_block": ((4, 4, 10), (2, 1, 1), 1),
+    "mid_block_type": "UNetMidBlock2D",
+}
+VEGA_UNET = SDXL_UNET | {
+    "transformer_layers_per_block": (1, 1, 2),
+    "mid_block_type": "UNetMidBlock2D",
+}
+SMALL_UNET = SD1_UNET | {"layers_per_block": 1, "mid_block_type": None}
+# Settings of the UNet, text encoders; without any the file is the UNet alone.
 FULL_SIZE = {
     "sd15": (SD1_UNET, ["clip"]),
     "sd15_inpaint": (SD1_UNET | {"in_channels": 9}, ["clip"]),
     "sd21": (SD2_UNET, ["open_clip"]),
     "sdxl_base": (SDXL_UNET, ["clip", "open_clip"]),
     "refiner": (REFINER_UNET, ["open_clip"]),
+    "ssd_1b": (SSD_UNET, []),
+    "segmind_vega": (VEGA_UNET, []),
+    "small_sd": (SMALL_UNET, []),
 }
 WIDTHS = {"clip": (768, 12), "sd2": (1024, 23), "open_clip": (1280, 32)}
 
@@ -341,11 +357,13 @@ def full_size(path):
             unet = UNet2DConditionModel(**config)
             file = original.unet(unet.state_dict(), unet.config)
             original.check_unet(file, unet.state_dict(), unet.config)
-            vae_file = original.vae(vae.state_dict(), vae.config)
-            original.check_vae(vae_file, vae.state_dict(), vae.config)
-            file |= vae_file
-            parts = {"unet": part(unet), "vae": part(vae)}
+            parts = {"unet": part(unet)}
             leftovers = {}
+            if texts:
+                vae_file = original.vae(vae.state_dict(), vae.config)
+                original.check_vae(vae_file, vae.state_dict(), vae.config)
+                file |= vae_file
+                parts["vae"] = part(vae)
             for component, prefix, kind in text_places(name, texts):
                 model = full_text_model(component, kind, name)
                 used = original.open_clip(model.state_dict(), prefix) if kind == "open_clip" else {}
@@ -359,7 +377,7 @@ def full_size(path):
                 file |= text
             if "xl" in name or name == "refiner":
                 leftovers["denoiser.sigmas"] = [1000]
-            else:
+            elif texts:
                 leftovers |= {buffer: [1000] for buffer in SCHEDULE}
                 leftovers |= {"model_ema.decay": [], "model_ema.num_updates": []}
             models[name] = {
@@ -377,10 +395,12 @@ def shape(tensor):
 
 def part(model, keep=lambda name: name):
     config = model.config.to_dict() if hasattr(model.config, "to_dict") else dict(model.config)
+    kinds = (int, float, str, list, tuple)
     plain = {
         key: value
         for key, value in config.items()
-        if isinstance(value, (int, float, str, list, tuple)) and not key.startswith("_")
+        # A UNet without a middle says so by null; other nulls are defaults.
+        if (isinstance(value, kinds) or key == "mid_block_type") and not key.startswith("_")
     }
     tensors = {keep(name): shape(tensor) for name, tensor in model.state_dict().items()}
     return {"config": plain, "tensors": tensors}

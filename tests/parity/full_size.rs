@@ -113,26 +113,32 @@ fn shapes(source: &dyn TensorSource) -> Shapes {
 
 #[test]
 fn every_tensor_has_a_place_and_every_parameter_a_tensor() -> TestResult {
+    use Family::{StableDiffusion1 as Sd1, StableDiffusion2 as Sd2, StableDiffusionXl as Xl};
+    let refiner = Family::StableDiffusionXlRefiner;
     let expected = [
-        ("sd15", Family::StableDiffusion1, Task::TextToImage),
-        ("sd15_inpaint", Family::StableDiffusion1, Task::Inpainting),
-        ("sd21", Family::StableDiffusion2, Task::TextToImage),
-        ("sdxl_base", Family::StableDiffusionXl, Task::TextToImage),
+        ("sd15", Sd1, Task::TextToImage, None),
+        ("sd15_inpaint", Sd1, Task::Inpainting, None),
+        ("sd21", Sd2, Task::TextToImage, None),
+        ("sdxl_base", Xl, Task::TextToImage, None),
+        ("refiner", refiner, Task::TextToImage, None),
+        ("ssd_1b", Xl, Task::TextToImage, Some("SSD-1B")),
+        ("segmind_vega", Xl, Task::TextToImage, Some("Segmind Vega")),
         (
-            "refiner",
-            Family::StableDiffusionXlRefiner,
+            "small_sd",
+            Sd1,
             Task::TextToImage,
+            Some("BK-SDM-Small or small-sd"),
         ),
     ];
     let models = models()?;
     assert_eq!(models.len(), expected.len());
-    for (name, family, task) in expected {
+    for (name, family, task, distillation) in expected {
         let model = &models[name];
         let source = Box::new(Names(model.file.clone()));
         let checkpoint = Checkpoint::from_sources(name, vec![source], &OpenOptions::default())?;
         let description = checkpoint.description();
         assert_eq!((description.family, description.task), (Some(family), task));
-        assert_eq!(description.distillation, None, "{name}");
+        assert_eq!(description.distillation, distillation, "{name}");
         assert_eq!(description.unused, [""; 0], "{name}");
         let leftovers = model.leftovers.iter();
         let known: Vec<_> = leftovers.filter(|n| !n.starts_with("model_ema.")).collect();

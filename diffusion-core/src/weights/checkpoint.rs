@@ -1,19 +1,17 @@
 //! Models in whatever files they came.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Device};
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::configs::{self, Shapes};
+use super::configs::Shapes;
 use super::description::{ComponentDescription, ModelDescription};
-use super::family::{Family, Model, Prediction};
+use super::family::Model;
 use super::renamed::{Entry, RenamedTensors};
 use super::sections::{ComponentKind, Dialect, Sorted, is_average};
 use super::{DiffusersFolder, TensorFile};
-use crate::config::parse_json;
 use crate::error::{Error, Result};
 use crate::nn::TensorSource;
 
@@ -31,7 +29,7 @@ pub struct OpenOptions {
 pub(super) struct Part {
     pub(super) config: Value,
     config_path: PathBuf,
-    dialect: Dialect,
+    pub(super) dialect: Dialect,
     entries: BTreeMap<String, Entry>,
 }
 
@@ -50,13 +48,13 @@ pub struct Checkpoint {
     pub(super) path: PathBuf,
     /// The folder of a model in the diffusers layout.
     pub(super) folder: Option<DiffusersFolder>,
-    sources: Vec<Box<dyn TensorSource>>,
+    pub(super) sources: Vec<Box<dyn TensorSource>>,
     pub(super) parts: BTreeMap<ComponentKind, Part>,
     pub(super) model: Model,
     pub(super) scheduler_config: Option<Value>,
-    leftovers: Vec<String>,
+    pub(super) leftovers: Vec<String>,
     unused: Vec<String>,
-    assumptions: Vec<String>,
+    pub(super) assumptions: Vec<String>,
     pub(super) overwrite: bool,
 }
 
@@ -236,7 +234,7 @@ impl Checkpoint {
         self.model = Model::detect(&self.shapes(), &dialects.collect());
     }
 
-    fn shapes(&self) -> BTreeMap<ComponentKind, Shapes<'_>> {
+    pub(super) fn shapes(&self) -> BTreeMap<ComponentKind, Shapes<'_>> {
         let kinds = self.parts.keys().copied();
         kinds
             .filter_map(|kind| Some((kind, self.shapes_of(&self.component(kind)?.tensors))))
@@ -253,149 +251,6 @@ impl Checkpoint {
                     Some((name, shape))
                 })
                 .collect(),
-        }
-    }
-
-    /// Settings from shapes, then from what is known of the family, then from the file's own notes.
-    fn infer_configs(&mut self) -> Result<()> {
-        let shapes = self.shapes();
-        let mut found = BTreeMap::new();
-        for (&kind, shapes) in &shapes {
-            found.insert(
-                kind,
-                configs::config(kind, self.parts[&kind].dialect, shapes)?,
-            );
-        }
-        drop(shapes);
-        let notes = self.notes()?;
-        let prediction = self.predict(&notes);
-        self.adapt_to_family(&mut found, prediction);
-        for (kind, mut config) in found {
-            if let Some(noted) = notes.configs.get(kind.folder()) {
-                merge(&mut config, noted);
-            }
-            if let Some(part) = self.parts.get_mut(&kind) {
-                part.config = config;
-            }
-        }
-        if self.parts.contains_key(&ComponentKind::UNet) {
-            let mut config = self.model.scheduler_config(prediction);
-            if let Some(noted) = notes.configs.get(SCHEDULER) {
-                config = noted.clone();
-            }
-            self.scheduler_config = Some(config);
-        }
-        Ok(())
-    }
-
-    fn notes(&self) -> Result<Notes> {
-        let mut notes = Notes::default();
-        for source in &self.sources {
-            let metadata = source.metadata();
-            for (key, text) in &metadata {
-                if let Some(component) = key.strip_suffix(CONFIG_NOTE) {
-                    let config = parse_json(text)
-                        .map_err(|e| Error::format(&self.path, format!("metadata {key}: {e}")))?;
-                    notes.configs.insert(component.to_owned(), config);
-                }
-            }
-            // The note of the Stability AI model specification, which trainers write.
-            let noted = metadata.get("modelspec.prediction_type");
-            let noted = noted.map(|text| text.starts_with('v'));
-            notes.predicts_velocity = notes.predicts_velocity.or(noted);
-        }
-        Ok(notes)
-    }
-
-    /// What the model predicts: its tensors tell only where trainers left a mark.
-    fn predict(&mut self, notes: &Notes) -> Prediction {
-        let has = |name: &str| self.leftovers.iter().any(|leftover| leftover == name);
-        if has("v_pred") {
-            return match has("ztsnr") {
-                true => Prediction::ZeroSnrVelocity,
-                false => Prediction::Velocity,
-            };
-        }
-        match notes.predicts_velocity {
-            Some(true) => return Prediction::Velocity,
-            Some(false) => return Prediction::Epsilon,
-            None if notes.configs.contains_key(SCHEDULER) => return Prediction::Epsilon,
-            None => {}
-        }
-        let is_sd2 = self.model.family == Some(Family::StableDiffusion2);
-        if is_sd2 && self.model.task == super::Task::TextToImage {
-            if self.steps_trained() == Some(SD2_BASE_STEPS) {
-                return Prediction::Epsilon;
-            }
-            self.assumptions.push(
-                "prediction_type v_prediction, of SD 2.x at 768 pixels; those of 512 pixels have the same \
-                 shapes and predict epsilon: configure_scheduler says so"
-                    .into(),
-            );
-            return Prediction::Velocity;
-        }
-        if self.parts.contains_key(&ComponentKind::UNet) {
-            let text = "prediction_type epsilon: no tensor says so; configure_scheduler changes it";
-            self.assumptions.push(text.into());
-        }
-        Prediction::Epsilon
-    }
-
-    /// How long the model was trained, which some files note.
-    fn steps_trained(&self) -> Option<f64> {
-        let value = self
-            .sources
-            .iter()
-            .find_map(|source| source.load("global_step", DType::F64, &Device::Cpu).ok())?;
-        value
-            .flatten_all()
-            .ok()?
-            .to_vec1::<f64>()
-            .ok()?
-            .first()
-            .copied()
-    }
-
-    fn adapt_to_family(
-        &mut self,
-        found: &mut BTreeMap<ComponentKind, Value>,
-        prediction: Prediction,
-    ) {
-        let is_refiner = self.model.family == Some(Family::StableDiffusionXlRefiner);
-        let pooled = found
-            .get(&ComponentKind::TextEncoder2)
-            .and_then(|config| config["projection_dim"].as_u64());
-        if let Some(config) = found.get_mut(&ComponentKind::UNet) {
-            config["sample_size"] =
-                json!(self.model.sample_size(prediction != Prediction::Epsilon));
-            // SD 2.1 overflows in f16 otherwise.
-            config["upcast_attention"] = json!(self.model.family == Some(Family::StableDiffusion2));
-            let sizes = if is_refiner { 5 } else { 6 };
-            let added = config["projection_class_embeddings_input_dim"].as_u64();
-            if let Some(width) = added
-                .zip(pooled)
-                .and_then(|(all, text)| all.checked_sub(text))
-                && width.is_multiple_of(sizes)
-            {
-                config["addition_time_embed_dim"] = json!(width / sizes);
-            }
-            let text = "attention heads (8, or of 64 channels each in SD 2 and SDXL) and groups of norms (32) \
-                        of the published models: configure changes them";
-            self.assumptions.push(text.into());
-        }
-        if let Some(config) = found.get_mut(&ComponentKind::Vae)
-            && config["_class_name"] == "AutoencoderKL"
-        {
-            config["sample_size"] =
-                json!(8 * self.model.sample_size(prediction != Prediction::Epsilon));
-            if self.model.is_xl() {
-                config["scaling_factor"] = json!(0.13025);
-                config["force_upcast"] = json!(true);
-            } else if self.model.family.is_none() {
-                let text = "scaling_factor 0.18215, of SD 1 and 2; SDXL's autoencoders have the same shapes and \
-                            0.13025: configure changes it";
-                self.assumptions.push(text.into());
-            }
         }
     }
 
@@ -574,26 +429,16 @@ pub struct CheckpointComponent<'a> {
 /// Width of OpenCLIP ViT-bigG, the second text encoder of SDXL.
 const BIG_G_WIDTH: usize = 1280;
 
-/// SD 2 base's number of training steps, by which diffusers knows it.
-const SD2_BASE_STEPS: f64 = 875_000.0;
-
 /// Behind a component's name: the key of metadata that holds its configuration.
 pub(super) const CONFIG_NOTE: &str = ".config.json";
 /// What the scheduler's folder and its note are called.
 pub(super) const SCHEDULER: &str = "scheduler";
 
-/// What a file's metadata says.
-#[derive(Default)]
-struct Notes {
-    configs: HashMap<String, Value>,
-    predicts_velocity: Option<bool>,
-}
-
 fn open_tensors(path: &Path) -> Result<Box<dyn TensorSource>> {
     Ok(Box::new(TensorFile::open(path)?))
 }
 
-fn merge(config: &mut Value, settings: &Value) {
+pub(super) fn merge(config: &mut Value, settings: &Value) {
     if let (Some(config), Some(settings)) = (config.as_object_mut(), settings.as_object()) {
         config.extend(settings.clone());
     }

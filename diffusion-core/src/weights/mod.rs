@@ -9,6 +9,7 @@ mod family;
 mod file;
 mod folder;
 mod gguf;
+mod infer;
 pub mod keys;
 mod lora;
 mod pickle;

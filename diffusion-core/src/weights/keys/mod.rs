@@ -158,7 +158,7 @@ mod tests {
         let mut seen = HashSet::new();
         for rule in map.rules() {
             assert!(seen.insert(&rule.diffusers), "{rule:?} twice");
-            let leaf = format!("{}.weight", rule.diffusers);
+            let leaf = join(&rule.diffusers, "weight");
             let original = map.to_original(&leaf).expect("its own name");
             let back = map.to_diffusers(&original.name);
             assert!(back.iter().any(|place| place.name == leaf), "{rule:?}");
@@ -203,6 +203,7 @@ mod tests {
         assert_bijection(&KeyMap::clip("text_model."));
         assert_bijection(&KeyMap::clip(""));
         assert_bijection(&KeyMap::open_clip(3));
+        assert_bijection(&KeyMap::stable_diffusion_cpp());
         assert_bijection(&KeyMap::identity());
         assert_bijection(&KeyMap::former_vae());
         assert_bijection(&KeyMap::tiny_encoder(15));
