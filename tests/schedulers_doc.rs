@@ -30,8 +30,8 @@ Classes of diffusers that are not there: `CogVideoXDDIMScheduler` and `CogVideoX
 own (predicted variances, cosine ratios, angles, times that count the other way, policies, several modalities) that does not run here;
 `RePaintScheduler`, whose step takes a picture and a mask; `ScoreSdeVeScheduler`, `ScoreSdeVpScheduler` and `KarrasVeScheduler`, which
 unconditional models in pixels had, the last two deprecated; `AmusedScheduler`, `BlockRefinementScheduler`, `DiscreteDDIMScheduler`,
-`EntropyBoundScheduler` and `VQDiffusionScheduler`, which draw tokens and no latents. Of ComfyUI's menu `sa_solver_pece` is not there, nor
-are its own orders for `sa_solver`.
+`EntropyBoundScheduler` and `VQDiffusionScheduler`, which draw tokens and no latents. Of ComfyUI's menu `sa_solver_pece` is not there;
+`sa_solver` and `deis` are diffusers', of other orders and in another variable than ComfyUI's of these names. A1111's "UniPC" is `unipc_bh1` here.
 
 ## Sigma schedules
 

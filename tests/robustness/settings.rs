@@ -164,7 +164,7 @@ fn options_of_another_class_do_not_count() -> TestResult {
         "_class_name": "EDMEulerScheduler", "sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5, "rho": 7.0,
     });
     let flow = json!({
-        "_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": true, "shift": 3.0,
+        "_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": true, "mu": 0.8,
     });
     for config in [&edm, &flow] {
         for entry in entries() {
@@ -176,6 +176,27 @@ fn options_of_another_class_do_not_count() -> TestResult {
                 scheduler.sigmas(&NoiseSchedule::from_json(config)?, 10)?;
             }
         }
+    }
+    // The dynamic shift is the model's, whoever samples it.
+    let shares = |name: &str| {
+        let sigmas = from_name(name, &flow)?.sigmas(&NoiseSchedule::from_json(&flow)?, 4)?;
+        Ok::<_, Error>(
+            sigmas
+                .into_iter()
+                .map(|sigma| sigma / (1.0 + sigma))
+                .collect::<Vec<_>>(),
+        )
+    };
+    let shifted = |share: f64| {
+        let factor = 0.8f64.exp();
+        factor * share / (1.0 + (factor - 1.0) * share)
+    };
+    for (name, second) in [("flow_match_euler_simple", 0.75), ("euler_simple", 0.75)] {
+        assert!(
+            (shares(name)?[1] - shifted(second)).abs() < 1e-9,
+            "{name}: {:?}",
+            shares(name)?
+        );
     }
     let rho = |name: &str| {
         Ok::<_, Error>(from_name(name, &edm)?.config().unwrap_or_default()["rho"].clone())

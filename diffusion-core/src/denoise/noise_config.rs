@@ -128,6 +128,9 @@ struct FormFields {
     flow_shift: f64,
     use_flow_sigmas: bool,
     use_dynamic_shifting: bool,
+    mu: Option<f64>,
+    time_shift_type: String,
+    timestep_type: String,
     sigma_min: f64,
     sigma_max: f64,
     sigma_data: f64,
@@ -141,6 +144,9 @@ impl Default for FormFields {
             flow_shift: 1.0,
             use_flow_sigmas: false,
             use_dynamic_shifting: false,
+            mu: None,
+            time_shift_type: "exponential".into(),
+            timestep_type: "discrete".into(),
             sigma_min: 0.002,
             sigma_max: 80.0,
             sigma_data: 0.5,
@@ -193,22 +199,34 @@ impl NoiseScheduleConfig {
     /// `prediction_type` and `use_flow_sigmas`.
     ///
     /// # Errors
-    /// [`Error::Format`] for fields of the wrong type or unknown names.
+    /// [`Error::Format`] for fields of the wrong type or unknown names, [`Error::InvalidArgument`] for a dynamic
+    /// shift without `mu`, [`Error::Unsupported`] for models that are told continuous timesteps.
     pub fn from_json(config: &Value) -> Result<Self> {
         let place = Path::new("scheduler config");
         let config = &with_class_defaults(config);
         let mut parsed: Self = parse(place, config)?;
         let fields: FormFields = parse(place, config)?;
+        if fields.timestep_type == "continuous" && !is_one_of(&EDM_CLASSES, &fields.class) {
+            let what =
+                "a model that is told the logarithms of noise levels (timestep_type continuous)";
+            return Err(Error::unsupported(what, "take another model"));
+        }
         let is_flow_class = is_one_of(&FLOW_CLASSES, &fields.class);
         let is_flow = is_flow_class
             || fields.use_flow_sigmas
             || parsed.prediction_type == PredictionType::FlowPrediction;
         if is_flow {
             parsed.prediction_type = PredictionType::FlowPrediction;
-            let shift = match fields.use_dynamic_shifting {
-                true => 1.0,
-                false if is_flow_class => fields.shift,
-                false => fields.flow_shift,
+            let shift = match (fields.use_dynamic_shifting && is_flow_class, fields.mu) {
+                (true, Some(mu)) if fields.time_shift_type == "linear" => mu,
+                (true, Some(mu)) => mu.exp(),
+                (true, None) => {
+                    let expected =
+                        "a number with use_dynamic_shifting, for the size of the picture";
+                    return Err(Error::argument("mu", expected, "none"));
+                }
+                (false, _) if is_flow_class => fields.shift,
+                (false, _) => fields.flow_shift,
             };
             parsed.form = NoiseForm::Flow { shift };
         } else if is_one_of(&EDM_CLASSES, &fields.class) {

@@ -186,7 +186,9 @@ fn refuse_unknown<A: Algorithm>(config: &Value) -> Result<()> {
         if !found.is_null() && !allowed.contains(found) {
             let allowed: Vec<String> = allowed.iter().map(Value::to_string).collect();
             let hint = match allowed.is_empty() {
-                true => "leave it out".to_owned(),
+                true => {
+                    "this version has no such option; models that need it do not run".to_owned()
+                }
                 false => format!("it must be {} or absent", allowed.join(", ")),
             };
             let what = format!("{} with {name} = {found}", A::CLASS);

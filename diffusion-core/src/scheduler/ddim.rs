@@ -161,6 +161,10 @@ impl Algorithm for DdimInverse {
     fn plan(&self, noise: &NoiseSchedule, num_steps: usize) -> Result<Vec<f64>> {
         let first = last_sigma(self.set_alpha_to_one, noise).max(ALMOST_CLEAN);
         let mut sigmas = self.levels.plan_to(Self::GRID, noise, num_steps, first)?;
+        // Lists may end at no noise.
+        if let Some(last) = sigmas.last_mut() {
+            *last = last.max(ALMOST_CLEAN);
+        }
         sigmas.reverse();
         Ok(sigmas)
     }

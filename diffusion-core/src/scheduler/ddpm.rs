@@ -7,6 +7,7 @@ use super::algorithm::{Algorithm, with_levels};
 use super::levels::{Grid, Levels, TimestepSpacing};
 use super::limits::Limits;
 use super::updates::{ancestral, renoise};
+use super::whole_steps::training_time;
 use super::{Solver, Step};
 use crate::denoise::NoiseSchedule;
 use crate::error::Result;
@@ -88,7 +89,7 @@ impl Ddpm {
         let deviation = match self.variance_type {
             VarianceType::FixedSmall => ancestral(sigma, next, 1.0).1,
             // The first timestep adds none.
-            VarianceType::FixedLarge if step.timestep(sigma) > 0.0 => {
+            VarianceType::FixedLarge if training_time(step, sigma) > 0.0 => {
                 let (from, to) = (sigma.hypot(1.0), next.hypot(1.0));
                 to * (1.0 - (to / from).powi(2)).max(0.0).sqrt()
             }

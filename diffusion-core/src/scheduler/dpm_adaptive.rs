@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::algorithm::{Algorithm, with_levels};
 use super::axis::Axis;
 use super::levels::{Grid, Levels, SigmaSchedule};
+use super::sampler::excerpt;
 use super::updates::{FreshNoise, ancestral, check_order, check_range, eta_of, renoise};
 use super::{Solver, Step};
 use crate::denoise::NoiseSchedule;
@@ -234,7 +235,7 @@ fn ends(levels: &Levels, noise: &NoiseSchedule, num_steps: usize) -> Result<(f64
         (Some(&high), Some(&low)) if low < high => Ok((high, low)),
         _ => {
             let expected = "two noise levels above 0, falling";
-            Err(Error::argument("sigmas", expected, format!("{plan:?}")))
+            Err(Error::argument("sigmas", expected, excerpt(&plan)))
         }
     }
 }

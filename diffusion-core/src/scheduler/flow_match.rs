@@ -123,19 +123,18 @@ impl FlowMatchEuler {
         self.base_shift + slope * length(image_seq_len)
     }
 
-    fn shift(&self, noise: &NoiseSchedule, share: f64) -> Result<f64> {
+    fn shift(&self, noise: &NoiseSchedule) -> Result<f64> {
         if !self.use_dynamic_shifting {
-            return Ok(shifted(share, shift_of(noise)));
+            return Ok(shift_of(noise));
         }
         let mu = self.mu.ok_or_else(|| {
             let expected = "a number with use_dynamic_shifting, see FlowMatchEuler::dynamic_shift";
             Error::argument("mu", expected, "none")
         })?;
-        let factor = match self.time_shift_type {
+        Ok(match self.time_shift_type {
             TimeShift::Exponential => mu.exp(),
             TimeShift::Linear => mu,
-        };
-        Ok(shifted(share, factor))
+        })
     }
 
     fn shares(&self, noise: &NoiseSchedule, num_steps: usize) -> Result<Vec<f64>> {
@@ -145,25 +144,25 @@ impl FlowMatchEuler {
             true => 1.0,
             false => shift_of(noise),
         };
-        let (mut shares, is_shifted) = match &self.levels.sigma_schedule {
-            S::Sigmas(sigmas) => (sigmas.clone(), false),
-            S::Timesteps(timesteps) => (timesteps.iter().map(|t| t / total).collect(), false),
+        let shift = self.shift(noise)?;
+        let (mut shares, missing_shift) = match &self.levels.sigma_schedule {
+            S::Sigmas(sigmas) => (sigmas.clone(), shift),
+            S::Timesteps(timesteps) => (timesteps.iter().map(|t| t / total).collect(), shift),
             S::Native | S::Flow | S::Karras | S::Exponential | S::Beta => {
                 let lowest = shifted(total.recip(), own_shift);
-                (even_shares(lowest, num_steps), false)
+                (even_shares(lowest, num_steps), shift)
             }
             _ => {
+                // Of the model's own levels, in which its shift is.
                 let mut sigmas = self.levels.plan(Self::GRID, noise, num_steps)?;
                 sigmas.pop();
                 let share = |sigma: f64| sigma / (1.0 + sigma);
-                (sigmas.into_iter().map(share).collect(), true)
+                let shares = sigmas.into_iter().map(share).collect();
+                (shares, shift / shift_of(noise))
             }
         };
-        // Those curves are of the model's own levels, in which a shift that is not dynamic is.
-        if self.use_dynamic_shifting || !is_shifted {
-            for share in &mut shares {
-                *share = self.shift(noise, *share)?;
-            }
+        for share in &mut shares {
+            *share = shifted(*share, missing_shift);
         }
         if let (Some(terminal), Some(&last)) = (self.shift_terminal, shares.last()) {
             let scale = (1.0 - last) / (1.0 - terminal);

@@ -84,7 +84,11 @@ impl Solver for IpndmSolver {
     fn step(&mut self, step: &mut Step<'_>, latents: &Tensor) -> Result<Tensor> {
         let (sigma, next) = (step.sigma(), step.sigma_next());
         let denoised = step.denoise(latents, sigma)?;
-        let axis = Axis::of(step.schedule());
+        let axis = match self.config.variable_steps {
+            // Its weights grow wild where lengths do, as those of shares from pure noise do under most curves.
+            true => Axis::of_flows(step.schedule()),
+            false => Axis::of(step.schedule()),
+        };
         let slope = axis.slope(step, latents, &denoised, sigma)?;
         self.history.push_front((axis.place(sigma), slope));
         self.history.truncate(self.config.max_order);

@@ -45,6 +45,7 @@ impl Default for Restart {
 impl Algorithm for Restart {
     const CLASS: &'static str = "RestartScheduler";
     const GRID: Grid = Grid::Fractional;
+    const HAS_END: bool = false;
 
     fn check(&self) -> Result<()> {
         check_range("restart_sigma_min", self.restart_sigma_min, 0.0..=f64::MAX)?;

@@ -189,7 +189,7 @@ pub struct StepReport<'a> {
 }
 
 /// The first few of many levels.
-fn excerpt(sigmas: &[f64]) -> String {
+pub(super) fn excerpt(sigmas: &[f64]) -> String {
     const SHOWN: usize = 8;
     match sigmas.len() {
         0..=SHOWN => format!("{sigmas:?}"),
@@ -225,9 +225,13 @@ impl Sampler<'_> {
         let in_range = starts.iter().all(holds_noise) && (0.0..=MAX_SIGMA).contains(last);
         let rises = sigmas.windows(2).any(|pair| pair[0] < pair[1]);
         if starts.is_empty() || !in_range || (rises && !self.scheduler.may_rise()) {
-            let expected =
-                "noise levels above 0 that never rise, and then a last one, from the scheduler";
-            let found = format!("{} of {:?}", excerpt(&sigmas), self.scheduler);
+            let expected = match self.scheduler.may_rise() {
+                true => "noise levels above 0, and then a last one, from the scheduler",
+                false => {
+                    "noise levels above 0 that never rise, and then a last one, from the scheduler"
+                }
+            };
+            let found = excerpt(&sigmas);
             return Err(Error::argument("sigmas", expected, found));
         }
         for i in 1..sigmas.len() {

@@ -47,7 +47,8 @@ pub(super) const TABLE: &[Entry] = &[
     Entry::new::<Heun>("heun", 2, 2)
         .labels(&["Heun"])
         .source(KARRAS, DIFFUSERS),
-    Entry::new::<HeunPp>("heunpp2", 1, 3).source("Carzit 2023", EQUATIONS),
+    Entry::new::<HeunPp>("heunpp2", 1, 3)
+        .labels(&["Heun++"]).source("Carzit 2023", EQUATIONS),
     Entry::new::<Dpm2>("dpm_2", 2, 2)
         .labels(&["DPM2", "kdpm_2", "kdpm2"])
         .source(LU, DIFFUSERS),

@@ -146,12 +146,13 @@ fn recognize(path: &Path, file: &[u8]) -> Result<Container> {
     if begins(gguf::MAGIC) {
         return Ok(Container::Gguf);
     }
-    if pickle::is_pickle(file) {
-        return Ok(Container::TorchLegacy);
-    }
-    // A safetensors file begins with the length of its header, which is a JSON object.
+    // A safetensors file begins with the length of its header, which is a JSON object. The length may look
+    // like the first bytes of a pickle.
     if file.get(8) == Some(&b'{') {
         return Ok(Container::SafeTensors);
+    }
+    if pickle::is_pickle(file) {
+        return Ok(Container::TorchLegacy);
     }
     let text = String::from_utf8_lossy(&file[..file.len().min(64)]);
     let start = text.trim_start().to_ascii_lowercase();
