@@ -19,12 +19,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     let pipe = load()?;
     criterion.bench_function("load", |b| b.iter(|| black_box(load())));
 
-    let prompt = "a red heart, flat style";
+    let prompt = GenerateRequest::txt2img("a red heart, flat style");
     criterion.bench_function("encode two prompts", |b| {
-        b.iter(|| black_box(pipe.encode_prompt(prompt, Some(""))));
+        b.iter(|| black_box(pipe.encode_prompt(&prompt)));
     });
 
-    let (conditioning, _) = pipe.encode_prompt(prompt, Some(""))?;
+    let (conditioning, _) = pipe.encode_prompt(&prompt)?;
     let step = |guidance: f64| {
         let request = GenerateRequest::txt2img("")
             .num_steps(1)

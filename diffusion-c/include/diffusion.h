@@ -179,7 +179,8 @@ typedef struct dfn_generate_params {
      */
     const char *prompt;
     /**
-     * What the pictures shall not show; it counts where guidance is on. NULL: nothing.
+     * What the pictures shall not show; it counts where guidance is on. NULL: nothing, which SDXL is told by
+     * zeros and the other models by the empty text.
      */
     const char *negative_prompt;
     /**

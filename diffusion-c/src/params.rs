@@ -45,7 +45,8 @@ pub struct dfn_generate_params {
     pub struct_size: usize,
     /// What the pictures shall show. Empty text is allowed, NULL is not.
     pub prompt: *const c_char,
-    /// What the pictures shall not show; it counts where guidance is on. NULL: nothing.
+    /// What the pictures shall not show; it counts where guidance is on. NULL: nothing, which SDXL is told by
+    /// zeros and the other models by the empty text.
     pub negative_prompt: *const c_char,
     /// Pixels, a multiple of the model's factor (8 in Stable Diffusion). 0: the model's default.
     pub width: u32,
@@ -186,11 +187,13 @@ pub(crate) unsafe fn request(params: &dfn_generate_params) -> Result<GenerateReq
     };
     let mut request = sized(params)
         .prompt(prompt)
-        .negative_prompt(negative_prompt.unwrap_or_default())
         .num_steps(params.num_steps as usize)
         .num_images(params.num_images as usize)
         .batch_size(params.batch_size as usize)
         .guidance_scale(params.guidance_scale);
+    if let Some(text) = negative_prompt {
+        request = request.negative_prompt(text);
+    }
     // A value whose switch is off was meant to count.
     match (params.random_seed != 0, params.seed) {
         (false, seed) => request = request.seed(seed),

@@ -43,7 +43,9 @@ pub use denoise::{Denoiser, NoiseSchedule, PredictionType};
 pub use error::{Error, ErrorKind, Result};
 pub use image::RgbImage;
 pub use model::{TextEncoder, Tokenizer, UNet, Vae};
-pub use pipeline::{Conditioning, GenerateRequest, Generated, Pipeline, Progress, Warning};
+pub use pipeline::{
+    Conditioning, GenerateRequest, Generated, PictureSizes, Pipeline, Progress, Warning,
+};
 pub use scheduler::{
     Ddim, DpmSolverMultistep, Euler, Scheduler, SigmaSchedule, Solver, Step, WithLevels,
 };

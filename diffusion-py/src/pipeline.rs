@@ -76,11 +76,13 @@ impl NativePipeline {
         callback: Option<Py<PyAny>>,
     ) -> PyResult<(PyRaw<'py>, Vec<u64>, Vec<String>, (f64, f64))> {
         let mut request = GenerateRequest::txt2img(prompt)
-            .negative_prompt(negative_prompt.unwrap_or_default())
             .num_steps(num_steps)
             .guidance_scale(guidance_scale)
             .num_images(num_images)
             .batch_size(batch_size);
+        if let Some(text) = negative_prompt {
+            request = request.negative_prompt(text);
+        }
         if let Some(width) = width {
             request = request.width(width);
         }

@@ -28,6 +28,7 @@ import plans
 import published
 import runs
 import schedulers
+import sdxl
 import single_files
 import sigma_schedules
 import text
@@ -60,6 +61,7 @@ def main():
         "loras": loras.make,
         "embeddings": embeddings.make,
         "runs": runs.make,
+        "sdxl": sdxl.make,
         "containers": containers.make,
     }
     parser = argparse.ArgumentParser(description=__doc__)

@@ -11,7 +11,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from common import build, save_json
 from schedulers import BASE
@@ -19,7 +19,7 @@ from text import SPECIAL_TOKENS, write_tokenizer_config
 
 
 def make(out, emoji):
-    for name, write in {"sd15": sd15, "sd21": sd21, "sdxl": sdxl}.items():
+    for name, write in MODELS.items():
         folder = out / "models" / name
         shutil.rmtree(folder, ignore_errors=True)
         write(folder, emoji)
@@ -67,7 +67,7 @@ def sd15(folder, emoji):
     rename(folder / "vae/diffusion_pytorch_model.safetensors", to_old)
     check(AutoencoderKL, folder / "vae", vae)
 
-    write_index(folder, "StableDiffusionPipeline", "DDIMScheduler")
+    write_sd_index(folder, "DDIMScheduler")
 
 
 def sd21(folder, emoji):
@@ -107,46 +107,99 @@ def sd21(folder, emoji):
     write_model(vae, folder / "vae", variant="fp16")
     check(AutoencoderKL, folder / "vae", vae)
 
-    write_index(folder, "StableDiffusionPipeline", "DPMSolverMultistepScheduler")
+    write_sd_index(folder, "DPMSolverMultistepScheduler")
+
+
+XL_UNET = {
+    "sample_size": 8,
+    "block_out_channels": (16, 32, 32),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "layers_per_block": 1,
+    "transformer_layers_per_block": (1, 2, 3),
+    "attention_head_dim": (2, 4, 4),
+    "norm_num_groups": 8,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+}
 
 
 def sdxl(folder, emoji):
+    write_xl_text(folder, emoji, SPECIAL_TOKENS, "", CLIPTextModel, "quick_gelu", 16)
+    unet = build(
+        UNet2DConditionModel,
+        **XL_UNET,
+        cross_attention_dim=16 + 24,
+        projection_class_embeddings_input_dim=6 * 8 + 32,
+    )
+    write_xl(folder, emoji, unet)
+    write_index(
+        folder,
+        "StableDiffusionXLPipeline",
+        "EulerDiscreteScheduler",
+        texts=XL_TEXTS,
+        force_zeros_for_empty_prompt=True,
+    )
+
+
+def refiner(folder, emoji):
+    unet = build(
+        UNet2DConditionModel,
+        **XL_UNET,
+        cross_attention_dim=24,
+        projection_class_embeddings_input_dim=5 * 8 + 32,
+    )
+    write_xl(folder, emoji, unet)
+    absent = {"text_encoder": [None, None], "tokenizer": [None, None]}
+    write_index(
+        folder,
+        "StableDiffusionXLImg2ImgPipeline",
+        "EulerDiscreteScheduler",
+        texts=XL_TEXTS | absent,
+        force_zeros_for_empty_prompt=False,
+        requires_aesthetics_score=True,
+    )
+
+
+def write_xl(folder, emoji, unet):
     EulerDiscreteScheduler(**BASE, timestep_spacing="leading").save_pretrained(
         folder / "scheduler"
     )
-    unet = build(
-        UNet2DConditionModel,
-        sample_size=8,
-        block_out_channels=(16, 32, 32),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        transformer_layers_per_block=(1, 2, 3),
-        attention_head_dim=(2, 4, 4),
-        norm_num_groups=8,
-        cross_attention_dim=40,
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=6 * 8 + 32,
-    )
+    special = SPECIAL_TOKENS | {"pad_token": "!"}
+    write_xl_text(folder, emoji, special, "_2", CLIPTextModelWithProjection, "gelu", 24)
     write_model(unet, folder / "unet")
     check(UNet2DConditionModel, folder / "unet", unet)
     vae = autoencoder(0.13025, (4, 8, 8, 16))
     write_model(vae, folder / "vae")
     check(AutoencoderKL, folder / "vae", vae)
-    write_index(
-        folder,
-        "StableDiffusionXLPipeline",
-        "EulerDiscreteScheduler",
-        text_parts=["text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"],
-    )
 
 
-def text_encoder(activation, layers, bos, eos, pad):
+def write_xl_text(folder, emoji, special_tokens, suffix, cls, activation, width):
+    write_tokenizer(folder / f"tokenizer{suffix}", emoji, special_tokens)
+    text = text_encoder(activation, 3, 2046, 2047, 0, cls=cls, width=width)
+    write_model(text, folder / f"text_encoder{suffix}")
+    check(cls, folder / f"text_encoder{suffix}", text)
+
+
+MODELS = {"sd15": sd15, "sd21": sd21, "sdxl": sdxl, "refiner": refiner}
+SD_TEXTS = {
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "safety_checker": [None, None],
+}
+XL_TEXTS = {
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "tokenizer_2": ["transformers", "CLIPTokenizer"],
+}
+
+
+def text_encoder(activation, layers, bos, eos, pad, cls=CLIPTextModel, width=32):
     config = CLIPTextConfig(
         vocab_size=2048,
-        hidden_size=32,
+        hidden_size=width,
         intermediate_size=64,
         projection_dim=32,
         num_hidden_layers=layers,
@@ -157,7 +210,7 @@ def text_encoder(activation, layers, bos, eos, pad):
         eos_token_id=eos,
         pad_token_id=pad,
     )
-    return build(CLIPTextModel, config=config)
+    return build(cls, config=config)
 
 
 def autoencoder(scaling_factor, channels):
@@ -202,7 +255,12 @@ def check(cls, folder, model):
         assert torch.equal(read[name], value), name
 
 
-def write_index(folder, pipeline, scheduler, text_parts=()):
+def write_sd_index(folder, scheduler):
+    settings = {"requires_safety_checker": False}
+    write_index(folder, "StableDiffusionPipeline", scheduler, texts=SD_TEXTS, **settings)
+
+
+def write_index(folder, pipeline, scheduler, texts, **settings):
     index = {
         "_class_name": pipeline,
         "_diffusers_version": "0.42.1",
@@ -212,12 +270,4 @@ def write_index(folder, pipeline, scheduler, text_parts=()):
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }
-    if text_parts:
-        index |= {part: [None, None] for part in text_parts}
-        index["force_zeros_for_empty_prompt"] = True
-    else:
-        index["text_encoder"] = ["transformers", "CLIPTextModel"]
-        index["tokenizer"] = ["transformers", "CLIPTokenizer"]
-        index["safety_checker"] = [None, None]
-        index["requires_safety_checker"] = False
-    save_json(folder / "model_index.json", dict(sorted(index.items())))
+    save_json(folder / "model_index.json", dict(sorted((index | texts | settings).items())))

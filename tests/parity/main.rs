@@ -12,6 +12,7 @@ mod published;
 mod rng;
 mod runs;
 mod schedulers;
+mod sdxl;
 mod single_files;
 mod text;
 mod toy_runs;

@@ -155,7 +155,7 @@ fn shape_of_sdxl() -> TestResult {
 fn prompt_conditioning() -> TestResult {
     let golden = Golden::open("runs/emoji_ddim")?;
     let pipe = emoji_pipeline()?;
-    let (ours, _) = pipe.encode_prompt("a red heart, flat style", Some(""))?;
+    let (ours, _) = pipe.encode_prompt(&GenerateRequest::txt2img("a red heart, flat style"))?;
     let negative = ours.negative_prompt_embeds.ok_or("no negative prompt")?;
     let both = Tensor::cat(&[&negative, &ours.prompt_embeds], 0)?;
     assert_close(

@@ -122,6 +122,25 @@ fn values_out_of_range() -> TestResult {
             "[1, 4, 16, 16]",
         ),
         (request().latents(nan), InvalidArgument, "finite"),
+        (request().denoising_end(f64::NAN), InvalidArgument, "0 to 1"),
+        (
+            request().denoising_end(0.0),
+            InvalidArgument,
+            "leaves steps to do",
+        ),
+        (
+            request().denoising_start(0.5),
+            InvalidArgument,
+            "the latents that a run with denoising_end left",
+        ),
+        (
+            request()
+                .denoising_start(1.0)
+                .latents(tensor([1, 4, 16, 16])?),
+            InvalidArgument,
+            "leaves steps to do",
+        ),
+        (request().aesthetic_score(10.5), InvalidArgument, "0 to 10"),
     ] {
         let Err(error) = pipe.generate(&request) else {
             return Err(format!("no error: {request:?}").into());
@@ -135,8 +154,8 @@ fn values_out_of_range() -> TestResult {
 #[test]
 fn conditioning_has_a_row_for_all_pictures_or_one_for_each() -> TestResult {
     let pipe = emoji_pipeline()?;
-    let (one, _) = pipe.encode_prompt("a red heart, flat style", Some(""))?;
-    let (other, _) = pipe.encode_prompt("blue circle, flat style", Some(""))?;
+    let (one, _) = pipe.encode_prompt(&request().prompt("a red heart, flat style"))?;
+    let (other, _) = pipe.encode_prompt(&request().prompt("blue circle, flat style"))?;
     let rows = [&one.prompt_embeds, &other.prompt_embeds, &one.prompt_embeds];
     let each = Conditioning {
         prompt_embeds: Tensor::cat(&rows, 0)?,

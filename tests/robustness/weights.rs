@@ -91,7 +91,7 @@ fn a_model_without_text_encoder_opens_and_says_so_when_asked() -> TestResult {
     })?;
     let pipe = Pipeline::builder().weights(folder.path()).build()?;
     let error = pipe
-        .encode_prompt("a cat", None)
+        .encode_prompt(&GenerateRequest::txt2img("a cat"))
         .expect_err("no text encoder");
     assert_eq!(error.kind(), ErrorKind::Unsupported);
     Ok(())

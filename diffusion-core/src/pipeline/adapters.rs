@@ -2,23 +2,77 @@
 
 use super::Pipeline;
 use crate::error::{Error, Result};
-use crate::model::{TextEncoder, UNet};
+use crate::model::{TextEncoder, Tokenizer, UNet};
 use crate::weights::{Embedding, Lora, LoraReport, LoraScale, ModelPart, merge_loras};
 
 /// What a pipeline must know to take adapters out again.
 #[derive(Debug, Default)]
 pub(super) struct Adapters {
-    /// The models without LoRAs, while there are any. They share the memory of all weights that no LoRA
-    /// changes.
-    base: Option<Base>,
+    /// The UNet without LoRAs, while there are any. It shares the memory of all weights that no LoRA changes.
+    base_unet: Option<UNet>,
     loras: Vec<LoraReport>,
     words: Vec<String>,
 }
 
-#[derive(Debug)]
-struct Base {
-    unet: UNet,
-    text_encoder: Option<TextEncoder>,
+/// One of the texts' encoders and what it needs.
+#[derive(Debug, Clone, Default)]
+pub(super) struct TextPart {
+    pub(super) tokenizer: Option<Tokenizer>,
+    pub(super) encoder: Option<TextEncoder>,
+    /// The encoder without LoRAs, while there are any.
+    base: Option<TextEncoder>,
+}
+
+/// What LoRAs and embeddings call the encoders of [`Pipeline::text`].
+const TEXT_PARTS: [ModelPart; 2] = [ModelPart::TextEncoder, ModelPart::TextEncoder2];
+
+impl TextPart {
+    pub(super) fn new(tokenizer: Option<Tokenizer>, encoder: Option<TextEncoder>) -> Self {
+        Self {
+            tokenizer,
+            encoder,
+            base: None,
+        }
+    }
+
+    /// The encoder with its tokenizer, where both are there.
+    pub(super) fn whole(&self) -> Option<(&Tokenizer, &TextEncoder)> {
+        self.tokenizer.as_ref().zip(self.encoder.as_ref())
+    }
+
+    fn without_loras(&self) -> Option<&TextEncoder> {
+        self.base.as_ref().or(self.encoder.as_ref())
+    }
+
+    /// Adds a word, and says whether there is an encoder to add it to.
+    fn add_word(&mut self, part: ModelPart, embedding: &Embedding) -> Result<bool> {
+        let Some((tokenizer, encoder)) = self.whole() else {
+            return Ok(false);
+        };
+        let word = embedding.token();
+        let vectors = embedding.vectors(part).ok_or_else(|| {
+            let expected = format!("vectors for the {part}; it was made for another model");
+            Error::argument("embedding", expected, format!("{word}: none"))
+        })?;
+        let (found, expected) = (vectors.dim(1)?, encoder.config().hidden_size);
+        if found != expected {
+            let expected = format!("vectors of {expected} channels, as the {part}'s");
+            return Err(Error::argument(
+                "embedding",
+                expected,
+                format!("{word}: {found}"),
+            ));
+        }
+        let mut tokenizer = tokenizer.clone();
+        let first_id = tokenizer.add_word(word, embedding.num_vectors())?;
+        let with_word = |encoder: &TextEncoder| encoder.with_token_vectors(first_id, vectors);
+        *self = Self {
+            encoder: Some(with_word(encoder)?),
+            base: self.base.as_ref().map(with_word).transpose()?,
+            tokenizer: Some(tokenizer),
+        };
+        Ok(true)
+    }
 }
 
 impl Pipeline {
@@ -53,34 +107,43 @@ impl Pipeline {
             .map(|(_, scale)| scale.clone().into())
             .collect();
         let pairs: Vec<_> = loras.iter().map(|(lora, _)| *lora).zip(&scales).collect();
-        let base = Base {
-            unet: self.base_unet().clone(),
-            text_encoder: self.base_text_encoder().cloned(),
-        };
-        let mut parts = vec![(ModelPart::UNet, base.unet.weights())];
-        if let Some(text_encoder) = &base.text_encoder {
-            parts.push((ModelPart::TextEncoder, text_encoder.weights()));
+        let unet = self
+            .adapters
+            .base_unet
+            .as_ref()
+            .unwrap_or(&self.unet)
+            .clone();
+        let mut parts = vec![(ModelPart::UNet, unet.weights())];
+        for (part, text) in TEXT_PARTS.into_iter().zip(&self.text) {
+            parts.extend(
+                text.without_loras()
+                    .map(|encoder| (part, encoder.weights())),
+            );
         }
         let mut merged = merge_loras(&parts, &pairs)?;
-        let unet = base.unet.with_tensors(merged.take(ModelPart::UNet))?;
-        let in_text = merged.take(ModelPart::TextEncoder);
-        let text_encoder = base
-            .text_encoder
-            .as_ref()
-            .map(|encoder| encoder.with_tensors(in_text))
-            .transpose()?;
-        self.unet = unet;
-        self.text_encoder = text_encoder;
-        self.adapters.base = Some(base);
+        let mut text = self.text.clone();
+        for (part, text) in TEXT_PARTS.into_iter().zip(&mut text) {
+            if let Some(base) = text.without_loras().cloned() {
+                text.encoder = Some(base.with_tensors(merged.take(part))?);
+                text.base = Some(base);
+            }
+        }
+        self.unet = unet.with_tensors(merged.take(ModelPart::UNet))?;
+        self.adapters.base_unet = Some(unet);
+        self.text = text;
         self.adapters.loras = merged.reports;
         Ok(())
     }
 
     /// Takes all LoRAs out. The weights are then the base's, bit for bit; nothing is read again.
     pub fn clear_loras(&mut self) {
-        if let Some(base) = self.adapters.base.take() {
-            self.unet = base.unet;
-            self.text_encoder = base.text_encoder;
+        if let Some(unet) = self.adapters.base_unet.take() {
+            self.unet = unet;
+        }
+        for text in &mut self.text {
+            if let Some(base) = text.base.take() {
+                text.encoder = Some(base);
+            }
         }
         self.adapters.loras.clear();
     }
@@ -94,46 +157,20 @@ impl Pipeline {
     /// Adds a learned word, which prompts and negative prompts then use by its name.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if its vectors are of another width than the text encoder's, or if the
-    /// vocabulary has the word; [`Error::Unsupported`] if the model has no text encoder.
+    /// [`Error::InvalidArgument`] if it has no vectors for one of the text encoders or they are of another
+    /// width, or if the vocabulary has the word; [`Error::Unsupported`] if the model has no text encoder.
     pub fn add_embedding(&mut self, embedding: &Embedding) -> Result<()> {
-        let no_text =
-            || Error::unsupported("a word for a model without text encoder", "leave it out");
-        let base = self.base_text_encoder().ok_or_else(no_text)?;
-        let mut tokenizer = self.tokenizer.clone().ok_or_else(no_text)?;
-        let vectors = embedding.vectors(ModelPart::TextEncoder).ok_or_else(|| {
-            let found = format!("{}: one for the second of two alone", embedding.token());
-            Error::argument("embedding", "vectors for the text encoder", found)
-        })?;
-        let (found, expected) = (vectors.dim(1)?, base.config().hidden_size);
-        if found != expected {
-            let expected = format!("vectors of {expected} channels, as the text encoder's");
-            let found = format!("{}: {found}", embedding.token());
-            return Err(Error::argument("embedding", expected, found));
+        let mut text = self.text.clone();
+        let mut is_read = false;
+        for (part, text) in TEXT_PARTS.into_iter().zip(&mut text) {
+            is_read |= text.add_word(part, embedding)?;
         }
-        let first_id = tokenizer.add_word(embedding.token(), embedding.num_vectors())?;
-        let with_word = |encoder: &TextEncoder| encoder.with_token_vectors(first_id, vectors);
-        let text_encoder = self.text_encoder.as_ref().map(with_word).transpose()?;
-        if let Some(base) = &mut self.adapters.base {
-            base.text_encoder = base.text_encoder.as_ref().map(with_word).transpose()?;
+        if !is_read {
+            let what = "a word for a model without text encoder";
+            return Err(Error::unsupported(what, "leave it out"));
         }
-        self.text_encoder = text_encoder;
-        self.tokenizer = Some(tokenizer);
+        self.text = text;
         self.adapters.words.push(embedding.token().to_owned());
         Ok(())
-    }
-
-    fn base_unet(&self) -> &UNet {
-        self.adapters
-            .base
-            .as_ref()
-            .map_or(&self.unet, |base| &base.unet)
-    }
-
-    fn base_text_encoder(&self) -> Option<&TextEncoder> {
-        match &self.adapters.base {
-            Some(base) => base.text_encoder.as_ref(),
-            None => self.text_encoder.as_ref(),
-        }
     }
 }

@@ -7,7 +7,7 @@ use candle_core::{DType, Device};
 use serde_json::{Value, json};
 
 use super::Pipeline;
-use super::adapters::Adapters;
+use super::adapters::{Adapters, TextPart};
 use crate::denoise::NoiseSchedule;
 use crate::device::check_weights_dtype;
 use crate::error::{Error, Result};
@@ -28,6 +28,8 @@ pub struct PipelineBuilder {
     noise_schedule: Option<NoiseSchedule>,
     tokenizer: Option<Tokenizer>,
     text_encoder: Option<TextEncoder>,
+    tokenizer_2: Option<Tokenizer>,
+    text_encoder_2: Option<TextEncoder>,
     unet: Option<UNet>,
     vae: Option<Vae>,
     loras: Vec<(PathBuf, LoraScale)>,
@@ -93,6 +95,18 @@ impl PipelineBuilder {
         self
     }
 
+    /// A tokenizer in place of that of SDXL's second text encoder.
+    pub fn tokenizer_2(mut self, tokenizer: Tokenizer) -> Self {
+        self.tokenizer_2 = Some(tokenizer);
+        self
+    }
+
+    /// A text encoder in place of SDXL's second.
+    pub fn text_encoder_2(mut self, text_encoder: TextEncoder) -> Self {
+        self.text_encoder_2 = Some(text_encoder);
+        self
+    }
+
     /// A UNet in place of the checkpoint's.
     pub fn unet(mut self, unet: UNet) -> Self {
         self.unet = Some(unet);
@@ -152,16 +166,32 @@ impl PipelineBuilder {
             .scheduler
             .or_else(|| scheduler::from_config(&scheduler_config).ok());
 
-        // With a second text encoder the first alone would mean another prompt than the model's.
-        let single = checkpoint.as_ref().filter(|c| !c.has_second_text_encoder());
-        let tokenizer = match (self.tokenizer, single) {
-            (None, Some(checkpoint)) => load_tokenizer(checkpoint)?,
-            (given, _) => given,
+        let text = |kind, given: Option<TextEncoder>, tokenizer: Option<Tokenizer>| {
+            let Some(checkpoint) = &checkpoint else {
+                return Ok(TextPart::new(tokenizer, given));
+            };
+            let tokenizer = match tokenizer {
+                None => load_tokenizer(checkpoint, kind)?,
+                given => given,
+            };
+            let encoder = match given {
+                None => load_text_encoder(checkpoint, kind, dtype, &device)?,
+                given => given,
+            };
+            Ok::<_, Error>(TextPart::new(tokenizer, encoder))
         };
-        let text_encoder = match (self.text_encoder, single) {
-            (None, Some(checkpoint)) => load_text_encoder(checkpoint, dtype, &device)?,
-            (given, _) => given,
-        };
+        let text = [
+            text(
+                ComponentKind::TextEncoder,
+                self.text_encoder,
+                self.tokenizer,
+            )?,
+            text(
+                ComponentKind::TextEncoder2,
+                self.text_encoder_2,
+                self.tokenizer_2,
+            )?,
+        ];
         let unet = match (self.unet, &checkpoint) {
             (Some(unet), _) => unet,
             (None, Some(checkpoint)) => {
@@ -180,8 +210,10 @@ impl PipelineBuilder {
             (None, None) => return Err(needs_weights("vae")),
         };
         let mut pipeline = Pipeline {
-            tokenizer,
-            text_encoder,
+            text,
+            zeroes_empty_prompt: checkpoint
+                .as_ref()
+                .is_some_and(Checkpoint::zeroes_empty_prompt),
             unet,
             vae,
             noise,
@@ -226,8 +258,7 @@ impl PipelineBuilder {
             (ComponentKind::UNet, self.unet.is_some()),
             (ComponentKind::Vae, self.vae.is_some()),
             (ComponentKind::TextEncoder, self.text_encoder.is_some()),
-            // Nothing reads it yet.
-            (ComponentKind::TextEncoder2, true),
+            (ComponentKind::TextEncoder2, self.text_encoder_2.is_some()),
         ];
         let options = OpenOptions {
             variant: self.variant.take(),
@@ -239,24 +270,29 @@ impl PipelineBuilder {
 }
 
 /// The folder's tokenizer, or CLIP's for files, which have none.
-fn load_tokenizer(checkpoint: &Checkpoint) -> Result<Option<Tokenizer>> {
-    let description = checkpoint.description();
-    match checkpoint.tokenizer_folder(ComponentKind::TextEncoder) {
-        Some(path) => Tokenizer::open(path).map(Some),
-        None if checkpoint.is_folder() => Ok(None),
-        None if description.family == Some(Family::StableDiffusion2) => {
+fn load_tokenizer(checkpoint: &Checkpoint, kind: ComponentKind) -> Result<Option<Tokenizer>> {
+    use Family::{StableDiffusion2, StableDiffusionXl, StableDiffusionXlRefiner};
+    let family = checkpoint.description().family;
+    match (checkpoint.tokenizer_folder(kind), kind, family) {
+        (Some(path), ..) => Tokenizer::open(path).map(Some),
+        (None, ..) if checkpoint.is_folder() => Ok(None),
+        (None, ComponentKind::TextEncoder, Some(StableDiffusionXlRefiner)) => Ok(None),
+        (None, ComponentKind::TextEncoder, Some(StableDiffusion2))
+        | (None, ComponentKind::TextEncoder2, Some(StableDiffusionXl | StableDiffusionXlRefiner)) => {
             Tokenizer::open_clip().map(Some)
         }
-        None => Tokenizer::clip().map(Some),
+        (None, ComponentKind::TextEncoder, _) => Tokenizer::clip().map(Some),
+        (None, ..) => Ok(None),
     }
 }
 
 fn load_text_encoder(
     checkpoint: &Checkpoint,
+    kind: ComponentKind,
     dtype: DType,
     device: &Device,
 ) -> Result<Option<TextEncoder>> {
-    let Some(part) = checkpoint.component(ComponentKind::TextEncoder) else {
+    let Some(part) = checkpoint.component(kind) else {
         return Ok(None);
     };
     let config = TextEncoder::parse_config(part.config_path, part.config)?;

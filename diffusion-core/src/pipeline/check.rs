@@ -1,5 +1,6 @@
 //! Checking a request, once, before a run.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
@@ -10,10 +11,13 @@ use super::{GenerateRequest, Pipeline};
 use crate::denoise::{NoiseSchedule, NoiseScheduleConfig};
 use crate::error::{Error, Result};
 use crate::rng::random_seed;
-use crate::scheduler::{self, Scheduler};
+use crate::scheduler::{self, Sampler, Scheduler};
 
 /// Far beyond any use, and far below what f32 holds.
 const MAX_GUIDANCE: f64 = 1e6;
+
+/// The scale of aesthetic scores.
+const MAX_SCORE: f64 = 10.0;
 
 /// The longest side of a picture, in pixels.
 const MAX_SIDE: usize = 1 << 16;
@@ -29,6 +33,7 @@ pub(super) struct Checked {
     pub(super) scheduler: Arc<dyn Scheduler>,
     pub(super) noise: NoiseSchedule,
     pub(super) latents: Option<Tensor>,
+    pub(super) steps: Range<usize>,
 }
 
 impl Pipeline {
@@ -81,6 +86,14 @@ impl Pipeline {
         if let Some(eta) = request.eta.filter(|eta| !(0.0..=1.0).contains(eta)) {
             return Err(Error::argument("eta", "0 to 1", eta));
         }
+        for (name, score) in [
+            ("aesthetic_score", request.aesthetic_score),
+            ("negative_aesthetic_score", request.negative_aesthetic_score),
+        ] {
+            if !(0.0..=MAX_SCORE).contains(&score) {
+                return Err(Error::argument(name, format!("0 to {MAX_SCORE}"), score));
+            }
+        }
         let (channels, expected) = (self.unet.config().in_channels, self.vae.latent_channels());
         if channels != expected {
             return Err(Error::unsupported(
@@ -92,6 +105,7 @@ impl Pipeline {
         self.check_memory(width, height, batch_size.min(num_images))?;
         let latents = self.check_latents(request, width, height)?;
         let (scheduler, noise) = self.resolve_scheduler(request)?;
+        let steps = request.steps(&*scheduler, &noise)?;
         let first = request.seed.unwrap_or_else(random_seed);
         let seeds = (0..num_images as u64)
             .map(|i| first.wrapping_add(i))
@@ -103,6 +117,7 @@ impl Pipeline {
             scheduler,
             noise,
             latents,
+            steps,
         })
     }
 
@@ -176,5 +191,54 @@ impl Pipeline {
                 (scheduler::from_config(&merged)?, noise)
             }
         })
+    }
+}
+
+impl GenerateRequest {
+    pub(super) fn sampler<'a>(
+        &self,
+        scheduler: &'a dyn Scheduler,
+        schedule: &'a NoiseSchedule,
+    ) -> Sampler<'a> {
+        Sampler {
+            scheduler,
+            schedule,
+            num_steps: self.num_steps,
+            eta: self.eta,
+        }
+    }
+
+    /// Which steps of the plan the run takes.
+    fn steps(&self, scheduler: &dyn Scheduler, noise: &NoiseSchedule) -> Result<Range<usize>> {
+        let (start, end) = (self.denoising_start, self.denoising_end);
+        for (name, share) in [("denoising_start", start), ("denoising_end", end)] {
+            if let Some(share) = share.filter(|share| !(0.0..=1.0).contains(share)) {
+                return Err(Error::argument(name, "0 to 1", share));
+            }
+        }
+        if start.is_some() && self.latents.is_none() {
+            let expected = "the latents that a run with denoising_end left, for denoising_start";
+            return Err(Error::argument("latents", expected, "none"));
+        }
+        let sampler = self.sampler(scheduler, noise);
+        let step_at = |share: f64| sampler.step_at(share);
+        let first = start.map_or(Ok(0), step_at)?;
+        let end_step = match end {
+            Some(share) => step_at(share)?,
+            None => sampler.sigmas()?.len() - 1,
+        };
+        match first < end_step {
+            true => Ok(first..end_step),
+            false => {
+                let expected =
+                    "a share that leaves steps to do; ask for more steps or another share";
+                let found = format!("{start:?} to {end:?} of {} steps", self.num_steps);
+                Err(Error::argument(
+                    "denoising_start to denoising_end",
+                    expected,
+                    found,
+                ))
+            }
+        }
     }
 }

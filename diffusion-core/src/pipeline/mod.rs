@@ -4,6 +4,7 @@ mod adapters;
 mod builder;
 mod check;
 mod memory;
+mod prompt;
 mod request;
 mod run;
 
@@ -16,9 +17,9 @@ use candle_core::{Device, Tensor};
 use image::RgbImage;
 use serde_json::Value;
 
-use adapters::Adapters;
+use adapters::{Adapters, TextPart};
 pub use builder::PipelineBuilder;
-pub use request::GenerateRequest;
+pub use request::{GenerateRequest, PictureSizes};
 pub use run::Sampled;
 
 pub use crate::denoise::Conditioning;
@@ -30,8 +31,10 @@ use crate::scheduler::Scheduler;
 /// call [`generate`](Self::generate) at the same time.
 #[derive(Debug)]
 pub struct Pipeline {
-    tokenizer: Option<Tokenizer>,
-    text_encoder: Option<TextEncoder>,
+    /// The text encoder, and SDXL's second.
+    text: [TextPart; 2],
+    /// Whether no negative prompt means zeros, not the empty text.
+    zeroes_empty_prompt: bool,
     unet: UNet,
     vae: Vae,
     noise: NoiseSchedule,
@@ -48,14 +51,24 @@ impl Pipeline {
         PipelineBuilder::default()
     }
 
-    /// The text encoder, if the model has one.
+    /// The text encoder, or the first of two, if the model has one.
     pub fn text_encoder(&self) -> Option<&TextEncoder> {
-        self.text_encoder.as_ref()
+        self.text[0].encoder.as_ref()
     }
 
-    /// The tokenizer, if the model has one.
+    /// Its tokenizer.
     pub fn tokenizer(&self) -> Option<&Tokenizer> {
-        self.tokenizer.as_ref()
+        self.text[0].tokenizer.as_ref()
+    }
+
+    /// The second text encoder of SDXL, and the only one of its refiner.
+    pub fn text_encoder_2(&self) -> Option<&TextEncoder> {
+        self.text[1].encoder.as_ref()
+    }
+
+    /// The second text encoder's tokenizer.
+    pub fn tokenizer_2(&self) -> Option<&Tokenizer> {
+        self.text[1].tokenizer.as_ref()
     }
 
     /// The UNet.

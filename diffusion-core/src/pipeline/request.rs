@@ -32,7 +32,13 @@ pub(super) enum SchedulerChoice {
 #[derive(Debug, Clone)]
 pub struct GenerateRequest {
     pub(super) prompt: String,
-    pub(super) negative_prompt: String,
+    pub(super) prompt_2: Option<String>,
+    pub(super) negative_prompt: Option<String>,
+    pub(super) negative_prompt_2: Option<String>,
+    pub(super) sizes: PictureSizes,
+    pub(super) negative_sizes: Option<PictureSizes>,
+    pub(super) aesthetic_score: f64,
+    pub(super) negative_aesthetic_score: f64,
     pub(super) width: Option<usize>,
     pub(super) height: Option<usize>,
     pub(super) num_steps: usize,
@@ -43,6 +49,22 @@ pub struct GenerateRequest {
     pub(super) eta: Option<f64>,
     pub(super) scheduler: Option<SchedulerChoice>,
     pub(super) latents: Option<Tensor>,
+    pub(super) denoising_start: Option<f64>,
+    pub(super) denoising_end: Option<f64>,
+}
+
+/// What SDXL is told of the picture that it was cut from and that it becomes, in pixels. Small originals give
+/// soft pictures, crops cut-off ones.
+///
+/// Source: Podell et al., "SDXL", 2023, section 2.2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PictureSizes {
+    /// `(width, height)` before cropping. Default: the size of the picture.
+    pub original: Option<(usize, usize)>,
+    /// `(left, top)`: what was cropped away there. Default: nothing.
+    pub crop: (usize, usize),
+    /// `(width, height)` after cropping. Default: the size of the picture.
+    pub target: Option<(usize, usize)>,
 }
 
 impl GenerateRequest {
@@ -50,7 +72,13 @@ impl GenerateRequest {
     pub fn txt2img(prompt: impl Into<String>) -> Self {
         Self {
             prompt: prompt.into(),
-            negative_prompt: String::new(),
+            prompt_2: None,
+            negative_prompt: None,
+            negative_prompt_2: None,
+            sizes: PictureSizes::default(),
+            negative_sizes: None,
+            aesthetic_score: 6.0,
+            negative_aesthetic_score: 2.5,
             width: None,
             height: None,
             num_steps: 50,
@@ -61,6 +89,8 @@ impl GenerateRequest {
             eta: None,
             scheduler: None,
             latents: None,
+            denoising_start: None,
+            denoising_end: None,
         }
     }
 
@@ -70,9 +100,47 @@ impl GenerateRequest {
         self
     }
 
-    /// What the picture shall not show; it counts where guidance is on. Default: nothing.
+    /// What SDXL's second text encoder reads in place of the prompt. Default: the prompt.
+    pub fn prompt_2(mut self, prompt: impl Into<String>) -> Self {
+        self.prompt_2 = Some(prompt.into());
+        self
+    }
+
+    /// What the picture shall not show; it counts where guidance is on. Default: nothing, which SDXL is told
+    /// by zeros and the other models by the empty text.
     pub fn negative_prompt(mut self, negative_prompt: impl Into<String>) -> Self {
-        self.negative_prompt = negative_prompt.into();
+        self.negative_prompt = Some(negative_prompt.into());
+        self
+    }
+
+    /// What SDXL's second text encoder reads in place of the negative prompt. Default: the negative prompt.
+    pub fn negative_prompt_2(mut self, negative_prompt: impl Into<String>) -> Self {
+        self.negative_prompt_2 = Some(negative_prompt.into());
+        self
+    }
+
+    /// What SDXL is told of the picture's size. Default: whole pictures of their own size.
+    pub fn sizes(mut self, sizes: PictureSizes) -> Self {
+        self.sizes = sizes;
+        self
+    }
+
+    /// What SDXL is told beside the negative prompt. Default: the same as beside the prompt.
+    pub fn negative_sizes(mut self, sizes: PictureSizes) -> Self {
+        self.negative_sizes = Some(sizes);
+        self
+    }
+
+    /// How much viewers shall like the picture, from 0 to 10: what SDXL's refiner is told beside the prompt.
+    /// Default: 6.
+    pub fn aesthetic_score(mut self, score: f64) -> Self {
+        self.aesthetic_score = score;
+        self
+    }
+
+    /// The same beside the negative prompt. Default: 2.5.
+    pub fn negative_aesthetic_score(mut self, score: f64) -> Self {
+        self.negative_aesthetic_score = score;
         self
     }
 
@@ -156,9 +224,24 @@ impl GenerateRequest {
     }
 
     /// The noise to start from, in place of the seed's: `(num_images, channels, height / 8, width / 8)` of
-    /// unit variance. It sets the size, where the request names none.
+    /// unit variance. It sets the size, where the request names none. With
+    /// [`denoising_start`](Self::denoising_start) these are the latents to go on from.
     pub fn latents(mut self, latents: Tensor) -> Self {
         self.latents = Some(latents);
+        self
+    }
+
+    /// Goes on from latents that a run with [`denoising_end`](Self::denoising_end) of the same share left, as
+    /// SDXL's refiner does, from 0 to 1: the steps whose timesteps lie below `1 - share` of the model's.
+    pub fn denoising_start(mut self, share: f64) -> Self {
+        self.denoising_start = Some(share);
+        self
+    }
+
+    /// Leaves the latents noisy, for another model to go on from: the steps whose timesteps lie below
+    /// `1 - share` of the model's are left out. From 0 to 1.
+    pub fn denoising_end(mut self, share: f64) -> Self {
+        self.denoising_end = Some(share);
         self
     }
 }

@@ -14,13 +14,14 @@ use crate::denoise::Guided;
 use crate::error::{Error, Result};
 use crate::media;
 use crate::rng::{BrownianNoise, ImageRngs, NoiseKind, NoiseSource};
-use crate::scheduler::Sampler;
 
 /// Latents that a run came to.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Sampled {
-    /// `(num_images, channels, height / 8, width / 8)`, f32, scaled for the UNet.
+    /// `(num_images, channels, height / 8, width / 8)`, f32, scaled for the UNet: clean ones, or after
+    /// [`denoising_end`](GenerateRequest::denoising_end) clean ones plus the noise level that the run came to
+    /// times unit noise.
     pub latents: Tensor,
     /// The seed of each picture.
     pub seeds: Vec<u64>,
@@ -82,10 +83,7 @@ impl Pipeline {
     ) -> Result<Sampled> {
         let checked = self.check(request)?;
         let start = Instant::now();
-        let needs_unconditional = checked.scheduler.needs_unconditional();
-        let is_guided = Guided::is_guided(&self.unet, request.guidance_scale, needs_unconditional);
-        let negative_prompt = is_guided.then_some(request.negative_prompt.as_str());
-        let (conditioning, warnings) = self.encode_prompt(&request.prompt, negative_prompt)?;
+        let (conditioning, warnings) = self.encode_checked(request, &checked)?;
         let encode = start.elapsed();
         let sampled = self.sample_checked(&conditioning, request, checked, progress)?;
         Ok(Sampled {
@@ -96,44 +94,6 @@ impl Pipeline {
             },
             ..sampled
         })
-    }
-
-    /// The first stage: a prompt and a negative prompt (which guidance above 1 needs, and which may be
-    /// empty) as conditioning.
-    ///
-    /// # Errors
-    /// [`Error::Unsupported`] if the model has no text encoder or two of them.
-    pub fn encode_prompt(
-        &self,
-        prompt: &str,
-        negative_prompt: Option<&str>,
-    ) -> Result<(Conditioning, Vec<Warning>)> {
-        let (Some(tokenizer), Some(text_encoder)) = (&self.tokenizer, &self.text_encoder) else {
-            return Err(Error::unsupported(
-                "a prompt for a model without a text encoder, or with two of them",
-                "give the conditioning to Pipeline::sample",
-            ));
-        };
-        let mut warnings = Vec::new();
-        let mut encode = |prompt: &str, negative: bool| {
-            let encoding = tokenizer.encode(prompt)?;
-            if let Some(dropped) = encoding.truncated {
-                let limit = tokenizer.max_length() - 2;
-                warnings.push(Warning::PromptTruncated {
-                    negative,
-                    limit,
-                    dropped,
-                });
-            }
-            Ok::<_, Error>(text_encoder.forward(&[encoding.ids])?.last_hidden_state)
-        };
-        let conditioning = Conditioning {
-            prompt_embeds: encode(prompt, false)?,
-            negative_prompt_embeds: negative_prompt.map(|text| encode(text, true)).transpose()?,
-            text_time: None,
-            negative_text_time: None,
-        };
-        Ok((conditioning, warnings))
     }
 
     /// The middle stage: from noise to clean latents under a conditioning, of one row for all pictures or of
@@ -196,13 +156,9 @@ impl Pipeline {
             scheduler,
             noise,
             latents,
+            steps,
         } = checked;
-        let sampler = Sampler {
-            scheduler: &*scheduler,
-            schedule: &noise,
-            num_steps: request.num_steps,
-            eta: request.eta,
-        };
+        let sampler = request.sampler(&*scheduler, &noise);
         let factor = self.vae.downscale();
         let shape = [self.vae.latent_channels(), height / factor, width / factor];
         let num_images = seeds.len();
@@ -212,9 +168,13 @@ impl Pipeline {
             let images = first..num_images.min(first + request.batch_size);
             let seeds = &seeds[images.clone()];
             let mut rngs = ImageRngs::new(seeds, &shape, &self.device);
-            let initial = match &latents {
+            let given = match &latents {
                 Some(latents) => latents.narrow(0, images.start, images.len())?,
                 None => rngs.draw()?,
+            };
+            let initial = match request.denoising_start {
+                Some(_) => given,
+                None => sampler.initial_latents(&given)?,
             };
             let mut denoiser = Guided::new(
                 &self.unet,
@@ -232,14 +192,15 @@ impl Pipeline {
                     Box::new(noise)
                 }
             };
-            batches.push(sampler.run(
-                &mut denoiser,
+            batches.push(sampler.run_steps(
+                steps.clone(),
                 &initial,
+                &mut denoiser,
                 &mut *fresh_noise,
                 &mut |report| {
                     progress(&Progress {
-                        step: report.index + 1,
-                        num_steps: report.num_steps,
+                        step: report.index + 1 - steps.start,
+                        num_steps: steps.len(),
                         images: images.clone(),
                         num_images,
                         sigma: report.sigma,

@@ -1,6 +1,6 @@
 //! The one sampling loop.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
 use candle_core::Tensor;
 
@@ -253,6 +253,29 @@ impl Sampler<'_> {
         Ok((lowest, above_zero().fold(lowest, f64::max)))
     }
 
+    /// The number of the first step whose timestep lies below `1 - share` of the model's: where a model that
+    /// does `share` of the denoising hands over to another. It is the number of steps if there is none.
+    ///
+    /// # Errors
+    /// As [`sigmas`](Self::sigmas).
+    pub fn step_at(&self, share: f64) -> Result<usize> {
+        let total = self.schedule.num_train_timesteps() as f64;
+        let cutoff = (total - share * total).round_ties_even();
+        let sigmas = self.sigmas()?;
+        let starts = &sigmas[..sigmas.len() - 1];
+        let below = |sigma: &f64| self.scheduler.timestep(self.schedule, *sigma) < cutoff;
+        Ok(starts.iter().position(below).unwrap_or(starts.len()))
+    }
+
+    /// Unit noise as latents of the run's first noise level.
+    ///
+    /// # Errors
+    /// As [`sigmas`](Self::sigmas).
+    pub fn initial_latents(&self, noise: &Tensor) -> Result<Tensor> {
+        let sigma_max = self.sigmas()?[0];
+        Ok((noise * self.scheduler.init_noise_sigma(self.schedule, sigma_max))?)
+    }
+
     /// Walks unit noise to clean latents. After each step `observe` sees where it is and may stop it.
     ///
     /// # Shapes
@@ -267,51 +290,45 @@ impl Sampler<'_> {
         fresh_noise: &mut dyn NoiseSource,
         observe: &mut Observer<'_>,
     ) -> Result<Tensor> {
-        let sigmas = self.sigmas()?;
-        let scale = self.scheduler.init_noise_sigma(self.schedule, sigmas[0]);
-        let latents = (noise * scale)?;
-        self.walk(&sigmas, 0, latents, denoiser, fresh_noise, observe)
+        let steps = 0..self.sigmas()?.len() - 1;
+        let latents = self.initial_latents(noise)?;
+        self.run_steps(steps, &latents, denoiser, fresh_noise, observe)
     }
 
-    /// Walks latents on from the noise level `sigmas()[start]`.
+    /// Walks latents through some of the steps: from the noise level `sigmas()[steps.start]` to
+    /// `sigmas()[steps.end]`.
     ///
     /// # Shapes
-    /// `latents`: `(batch, channels, height, width)`, f32, clean latents plus that level times unit noise;
-    /// returns the same shape.
+    /// `latents`: `(batch, channels, height, width)`, f32, clean latents plus the level at the start times
+    /// unit noise; returns the same shape, with the level at the end.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if `start` is not the number of a step; otherwise as [`run`](Self::run).
-    pub fn run_from(
+    /// [`Error::InvalidArgument`] if there are no such steps; otherwise as [`run`](Self::run).
+    pub fn run_steps(
         &self,
-        start: usize,
+        steps: Range<usize>,
         latents: &Tensor,
         denoiser: &mut dyn Denoiser,
         fresh_noise: &mut dyn NoiseSource,
         observe: &mut Observer<'_>,
     ) -> Result<Tensor> {
         let sigmas = self.sigmas()?;
-        if start >= sigmas.len() - 1 {
-            let expected = format!("below the number of steps, {}", sigmas.len() - 1);
-            return Err(Error::argument("start", expected, start));
+        let last = sigmas.len() - 1;
+        let Range { start, end } = steps;
+        if start > end || end > last {
+            let expected = format!("some of the {last} of the run");
+            return Err(Error::argument(
+                "steps",
+                expected,
+                format!("{start}..{end}"),
+            ));
         }
-        let latents = latents.clone();
-        self.walk(&sigmas, start, latents, denoiser, fresh_noise, observe)
-    }
-
-    fn walk(
-        &self,
-        sigmas: &[f64],
-        start: usize,
-        mut latents: Tensor,
-        denoiser: &mut dyn Denoiser,
-        fresh_noise: &mut dyn NoiseSource,
-        observe: &mut Observer<'_>,
-    ) -> Result<Tensor> {
+        let mut latents = latents.clone();
         let mut solver = self.scheduler.solver();
-        for index in start..sigmas.len() - 1 {
+        for index in start..end {
             let mut step = Step {
                 index,
-                sigmas,
+                sigmas: &sigmas,
                 requested_steps: self.num_steps,
                 eta: self.eta,
                 scheduler: self.scheduler,
@@ -324,7 +341,9 @@ impl Sampler<'_> {
             latents = solver.step(&mut step, &latents)?;
             step.report(&latents, sigmas[index + 1])?;
         }
-        let last = sigmas[sigmas.len() - 1];
-        Ok((latents * self.scheduler.final_scale(self.schedule, last))?)
+        match end == last {
+            true => Ok((latents * self.scheduler.final_scale(self.schedule, sigmas[last]))?),
+            false => Ok(latents),
+        }
     }
 }

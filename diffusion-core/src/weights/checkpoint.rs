@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::configs::Shapes;
 use super::description::{ComponentDescription, ModelDescription};
-use super::family::Model;
+use super::family::{Family, Model};
 use super::renamed::{Entry, RenamedTensors};
 use super::sections::{ComponentKind, Dialect, Sorted, is_average};
 use super::{DiffusersFolder, TensorFile};
@@ -332,12 +332,14 @@ impl Checkpoint {
         noted.unwrap_or_else(|| self.model.pipeline_class())
     }
 
-    /// Whether the model has a second text encoder, opened or not.
-    pub fn has_second_text_encoder(&self) -> bool {
-        let kind = ComponentKind::TextEncoder2;
-        let folder = self.folder.as_ref();
-        self.parts.contains_key(&kind)
-            || folder.is_some_and(|folder| folder.component_path(kind.folder()).is_some())
+    /// Whether no negative prompt means zeros, not the empty text: so SDXL was published, but not its refiner.
+    pub fn zeroes_empty_prompt(&self) -> bool {
+        let noted = self.folder.as_ref().map(|folder| {
+            let setting = folder.setting(ZEROES_EMPTY_PROMPT);
+            setting.as_bool().unwrap_or(true)
+        });
+        let is_base = self.model.family == Some(Family::StableDiffusionXl);
+        self.pipeline_class().contains("XL") && noted.unwrap_or(is_base)
     }
 
     /// The components that are there.
@@ -429,6 +431,8 @@ pub struct CheckpointComponent<'a> {
 /// Width of OpenCLIP ViT-bigG, the second text encoder of SDXL.
 const BIG_G_WIDTH: usize = 1280;
 
+/// What a folder's index calls [`Checkpoint::zeroes_empty_prompt`].
+pub(super) const ZEROES_EMPTY_PROMPT: &str = "force_zeros_for_empty_prompt";
 /// Behind a component's name: the key of metadata that holds its configuration.
 pub(super) const CONFIG_NOTE: &str = ".config.json";
 /// What the scheduler's folder and its note are called.

@@ -100,6 +100,11 @@ impl DiffusersFolder {
         self.index["_class_name"].as_str()
     }
 
+    /// A setting of the whole pipeline; null if there is none of that name.
+    pub fn setting(&self, name: &str) -> &Value {
+        &self.index[name]
+    }
+
     /// The folder of a component, or `None` if the model has none of that name.
     pub fn component_path(&self, name: &str) -> Option<PathBuf> {
         let is_listed = self.component_names().any(|listed| listed == name);

@@ -7,7 +7,7 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 
-use super::checkpoint::{CONFIG_NOTE, SCHEDULER};
+use super::checkpoint::{CONFIG_NOTE, SCHEDULER, ZEROES_EMPTY_PROMPT};
 use super::keys::{Form, KeyMap, Place, UNetLayout, count};
 use super::writer::{Draft, Output, write_safetensors};
 use super::{Checkpoint, CheckpointComponent, ComponentKind, Family};
@@ -186,13 +186,18 @@ impl Checkpoint {
             .iter()
             .map(|n| (n.to_string(), null.clone()))
             .collect();
+        let zeroes = || {
+            (
+                ZEROES_EMPTY_PROMPT.into(),
+                json!(self.zeroes_empty_prompt()),
+            )
+        };
         match self.model.family {
             Some(Family::StableDiffusionXlRefiner) => {
                 entries.push(("requires_aesthetics_score".into(), json!(true)));
+                entries.push(zeroes());
             }
-            Some(Family::StableDiffusionXl) => {
-                entries.push(("force_zeros_for_empty_prompt".into(), json!(true)));
-            }
+            Some(Family::StableDiffusionXl) => entries.push(zeroes()),
             _ => entries.push(("requires_safety_checker".into(), json!(false))),
         }
         entries

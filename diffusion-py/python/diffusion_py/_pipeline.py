@@ -117,7 +117,8 @@ class Pipeline:
         Args:
             prompt: What the pictures shall show. Tokens above the model's limit are left out and
                 told in ``Output.warnings``.
-            negative_prompt: What they shall not show; it counts where guidance is on.
+            negative_prompt: What they shall not show; it counts where guidance is on. None means nothing, which
+                SDXL is told by zeros and the other models by the empty text.
             num_inference_steps: Number of steps, from 1 to the model's timesteps (1000).
             guidance_scale: How far the pictures follow the prompt (classifier-free guidance),
                 finite and at least 0. At most 1 means without guidance, in half the time.

@@ -8,6 +8,7 @@ mod peft;
 mod scale;
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
@@ -34,6 +35,16 @@ pub enum ModelPart {
     TextEncoder,
     /// The second text encoder of SDXL.
     TextEncoder2,
+}
+
+impl fmt::Display for ModelPart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::UNet => "UNet",
+            Self::TextEncoder => "text encoder",
+            Self::TextEncoder2 => "second text encoder",
+        })
+    }
 }
 
 /// The adapters of a file, not yet bound to a model; [`merge_loras`] binds them.
