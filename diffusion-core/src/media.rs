@@ -24,7 +24,7 @@ pub fn to_rgb8(images: &Tensor) -> Result<Vec<RgbImage>> {
         ));
     };
     let images = images.to_dtype(DType::F32)?;
-    if !images.sum_all()?.to_scalar::<f32>()?.is_finite() {
+    if !is_finite(&images)? {
         let hint = "hold the weights in f32 or bf16, and check the latents";
         return Err(Error::NotFinite { hint });
     }
@@ -42,6 +42,15 @@ pub fn to_rgb8(images: &Tensor) -> Result<Vec<RgbImage>> {
             })
         })
         .collect()
+}
+
+/// Whether all values are numbers.
+///
+/// # Errors
+/// [`Error::Tensor`] if the device fails.
+pub fn is_finite(images: &Tensor) -> Result<bool> {
+    let sum = images.to_dtype(DType::F32)?.sum_all()?;
+    Ok(sum.to_scalar::<f32>()?.is_finite())
 }
 
 /// Turns a picture into the tensor that [`Vae::encode`](crate::Vae::encode) takes.

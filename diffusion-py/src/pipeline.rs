@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use diffusion_core::device::{parse_device, parse_dtype};
-use diffusion_core::{Device, Error, GenerateRequest, Pipeline, Tensor};
+use diffusion_core::{Device, Error, GenerateRequest, Pipeline, Tensor, Warning};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 
@@ -138,29 +138,32 @@ impl NativePipeline {
     }
 
     /// Decodes latents of `shape`, one picture after the other: `rgb8` into `(n, height, width, 3)` bytes,
-    /// else into as many float32 from 0 to 1.
+    /// else into as many float32 from 0 to 1. Returns warnings, too.
     fn decode<'py>(
         &self,
         py: Python<'py>,
         latents: PyBackedBytes,
         shape: Vec<usize>,
         rgb8: bool,
-    ) -> PyResult<PyRaw<'py>> {
-        let raw = py.detach(|| {
+    ) -> PyResult<(PyRaw<'py>, Vec<String>)> {
+        let (raw, warnings) = py.detach(|| {
             let fail = |e| Python::attach(|py| error::to_python(py, e));
             let latents = self.check_latents(&latents, shape).map_err(fail)?;
             let mut bytes = Vec::new();
             let mut shape = Vec::new();
+            let mut warnings = Vec::new();
             for i in 0..latents.dims()[0] {
                 Python::attach(|py| py.check_signals())?;
-                let (picture, size) = self.decode_one(&latents, i, rgb8).map_err(fail)?;
+                let ((picture, size), more) = self.decode_one(&latents, i, rgb8).map_err(fail)?;
                 bytes.extend(picture);
                 shape = size;
+                warnings.extend(more.iter().map(ToString::to_string));
             }
             shape.insert(0, latents.dims()[0]);
-            Ok::<_, PyErr>((bytes, shape))
+            warnings.dedup();
+            Ok::<_, PyErr>(((bytes, shape), warnings))
         })?;
-        Ok(arrays::to_python(py, raw))
+        Ok((arrays::to_python(py, raw), warnings))
     }
 }
 
@@ -184,15 +187,18 @@ impl NativePipeline {
         latents: &Tensor,
         index: usize,
         rgb8: bool,
-    ) -> diffusion_core::Result<Raw> {
+    ) -> diffusion_core::Result<(Raw, Vec<Warning>)> {
         let latents = latents.narrow(0, index, 1)?;
         if rgb8 {
-            let picture = self.0.decode(&latents)?.swap_remove(0);
+            let (mut pictures, warnings) = self.0.decode(&latents)?;
+            let picture = pictures.swap_remove(0);
             let shape = vec![picture.height() as usize, picture.width() as usize, 3];
-            return Ok((picture.into_raw(), shape));
+            return Ok(((picture.into_raw(), shape), warnings));
         }
-        let picture = self.0.decode_tensor(&latents)?.affine(0.5, 0.5)?;
-        arrays::to_bytes(&picture.clamp(0.0, 1.0)?.squeeze(0)?.permute((1, 2, 0))?)
+        let (picture, warnings) = self.0.decode_tensor(&latents)?;
+        let picture = picture.affine(0.5, 0.5)?.clamp(0.0, 1.0)?;
+        let raw = arrays::to_bytes(&picture.squeeze(0)?.permute((1, 2, 0))?)?;
+        Ok((raw, warnings))
     }
 }
 

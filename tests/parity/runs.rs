@@ -112,7 +112,7 @@ fn assert_run(case: &Value) -> TestResult {
         RUN_TOLERANCE,
     )?;
     if golden.contains("image") {
-        let image = pipe.decode_tensor(&sampled.latents)?;
+        let (image, _) = pipe.decode_tensor(&sampled.latents)?;
         assert_close(
             &format!("{name}: picture"),
             &image,

@@ -2,9 +2,13 @@
 
 use std::ops::ControlFlow;
 
+use diffusion_core::media::is_finite;
+use diffusion_core::nn::{NamedTensors, TensorSource};
+use diffusion_core::rng::ImageRngs;
+use diffusion_core::weights::TensorFile;
 use diffusion_core::{
     Conditioning, DType, Ddim, Device, Error, ErrorKind, GenerateRequest, Pipeline, Progress,
-    Tensor, Warning, WithLevels,
+    Tensor, Vae, Warning, WithLevels,
 };
 use diffusion_tests::{TestResult, emoji_pipeline, model_path};
 use serde_json::json;
@@ -312,5 +316,56 @@ fn latents_of_another_shape_are_not_decoded() -> TestResult {
         let error = pipe.decode(&latents).expect_err("another shape");
         assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
     }
+    Ok(())
+}
+
+/// An autoencoder whose activations pass 65504, the largest number of f16.
+fn overflowing_vae() -> TestResult<Vae> {
+    let folder = model_path("sdxl").join("vae");
+    let source = TensorFile::open(folder.join("diffusion_pytorch_model.safetensors"))?;
+    let mut tensors = NamedTensors::new();
+    for name in source.tensor_names() {
+        let tensor = source.load(&name, DType::F32, &Device::Cpu)?;
+        let scale = if name == "decoder.conv_in.weight" {
+            2e5
+        } else {
+            1.0
+        };
+        tensors.insert(name, (tensor * scale)?);
+    }
+    let path = folder.join("config.json");
+    let config = serde_json::from_slice(&std::fs::read(&path)?)?;
+    Ok(Vae::new(
+        &path,
+        &config,
+        &tensors,
+        DType::F32,
+        &Device::Cpu,
+    )?)
+}
+
+#[test]
+fn an_autoencoder_that_overflows_is_asked_again() -> TestResult {
+    let vae = overflowing_vae()?;
+    let half = vae.with_compute_dtype(DType::F16);
+    let latents = ImageRngs::new(&[1, 2], &[4, 4, 6], &Device::Cpu).draw()?;
+    assert!(!is_finite(&half.decode(&latents)?)?);
+    let pipe = |vae| {
+        Pipeline::builder()
+            .weights(model_path("sdxl"))
+            .vae(vae)
+            .build()
+    };
+    let (expected, none) = pipe(vae)?.decode(&latents)?;
+    assert!(none.is_empty(), "{none:?}");
+    let pipe = pipe(half)?;
+    let (pictures, warnings) = pipe.decode(&latents)?;
+    assert_eq!(pictures, expected);
+    assert_eq!(warnings, [Warning::DecodedInF32]);
+    assert!(warnings[0].to_string().contains("f32"));
+
+    let request = request().num_images(2).guidance_scale(1.0).size(48, 32);
+    let generated = pipe.generate(&request)?;
+    assert_eq!(generated.warnings, [Warning::DecodedInF32]);
     Ok(())
 }

@@ -136,6 +136,8 @@ pub enum Warning {
         /// What was left out.
         dropped: String,
     },
+    /// The autoencoder overflowed in half precision and was asked again in f32.
+    DecodedInF32,
 }
 
 impl fmt::Display for Warning {
@@ -156,6 +158,9 @@ impl fmt::Display for Warning {
                     "the {which} is longer than {limit} tokens; left out: {dropped:?}"
                 )
             }
+            Self::DecodedInF32 => f.write_str(
+                "the autoencoder overflowed in half precision; the picture was decoded again in f32",
+            ),
         }
     }
 }

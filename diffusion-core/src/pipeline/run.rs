@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use image::RgbImage;
 
 use super::check::Checked;
@@ -54,15 +54,18 @@ impl Pipeline {
         let Sampled {
             latents,
             seeds,
-            warnings,
+            mut warnings,
             mut timings,
         } = self.generate_latents(request, progress)?;
         let start = Instant::now();
         let mut images = Vec::with_capacity(seeds.len());
         for i in (0..seeds.len()).step_by(request.batch_size) {
             let count = request.batch_size.min(seeds.len() - i);
-            images.extend(self.decode(&latents.narrow(0, i, count)?)?);
+            let (decoded, more) = self.decode(&latents.narrow(0, i, count)?)?;
+            images.extend(decoded);
+            warnings.extend(more);
         }
+        warnings.dedup();
         timings.decode = start.elapsed();
         Ok(Generated {
             images,
@@ -116,12 +119,15 @@ impl Pipeline {
     /// `latents`: `(batch, channels, height / 8, width / 8)`, scaled for the UNet.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if the shape does not fit.
-    pub fn decode(&self, latents: &Tensor) -> Result<Vec<RgbImage>> {
-        media::to_rgb8(&self.decode_tensor(latents)?)
+    /// [`Error::InvalidArgument`] if the shape does not fit, [`Error::NotFinite`] if the picture has values
+    /// that are not numbers.
+    pub fn decode(&self, latents: &Tensor) -> Result<(Vec<RgbImage>, Vec<Warning>)> {
+        let (image, warnings) = self.decode_tensor(latents)?;
+        Ok((media::to_rgb8(&image)?, warnings))
     }
 
-    /// The last stage without the conversion to RGB.
+    /// The last stage without the conversion to RGB. An autoencoder that overflows in half precision, as
+    /// SDXL's does, is asked again in f32, and a warning says so.
     ///
     /// # Shapes
     /// `latents`: `(batch, channels, height / 8, width / 8)`, scaled for the UNet; returns
@@ -129,7 +135,7 @@ impl Pipeline {
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] if the shape does not fit.
-    pub fn decode_tensor(&self, latents: &Tensor) -> Result<Tensor> {
+    pub fn decode_tensor(&self, latents: &Tensor) -> Result<(Tensor, Vec<Warning>)> {
         let channels = self.vae.latent_channels();
         match latents.dims() {
             &[_, found, _, _] if found == channels && latents.elem_count() > 0 => {}
@@ -138,7 +144,13 @@ impl Pipeline {
                 return Err(Error::argument("latents", expected, format!("{dims:?}")));
             }
         }
-        self.vae.decode(&self.vae.unscale(latents)?)
+        let latents = self.vae.unscale(latents)?;
+        let image = self.vae.decode(&latents)?;
+        if self.vae.compute_dtype() == DType::F32 || media::is_finite(&image)? {
+            return Ok((image, Vec::new()));
+        }
+        let image = self.vae.with_compute_dtype(DType::F32).decode(&latents)?;
+        Ok((image, vec![Warning::DecodedInF32]))
     }
 
     fn sample_checked(

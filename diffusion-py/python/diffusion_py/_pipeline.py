@@ -6,6 +6,7 @@ import json
 import math
 import operator
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, SupportsFloat, SupportsIndex
@@ -162,7 +163,7 @@ class Pipeline:
         if callback is not None and not callable(callback):
             raise TypeError(f"callback: expected a function, found {type(callback).__name__}")
         name, config = _scheduler(scheduler)
-        raw, seeds, warnings, (encode, sample) = self._native.generate_latents(
+        raw, seeds, texts, (encode, sample) = self._native.generate_latents(
             prompt,
             negative_prompt=negative_prompt,
             num_steps=_whole("num_inference_steps", num_inference_steps),
@@ -179,11 +180,13 @@ class Pipeline:
             callback=callback,
         )
         start = time.perf_counter()
-        images = (
-            _arrays.to_numpy(*raw) if output_type == "latent" else self._decode(*raw, output_type)
-        )
+        if output_type == "latent":
+            images = _arrays.to_numpy(*raw)
+        else:
+            images, more = self._decode(*raw, output_type)
+            texts += more
         timings = {"encode": encode, "sample": sample, "decode": time.perf_counter() - start}
-        return Output(images, seeds, warnings, timings)
+        return Output(images, seeds, texts, timings)
 
     def decode(
         self, latents: numpy.ndarray[Any, Any] | Any, output_type: Literal["pil", "np"] = "pil"
@@ -197,7 +200,7 @@ class Pipeline:
             output_type: ``"pil"`` or ``"np"``.
 
         Returns:
-            As ``Output.images``.
+            As ``Output.images``. What the caller should know comes as a Python warning.
 
         Raises:
             InvalidArgumentError: The shape or type does not fit.
@@ -205,11 +208,17 @@ class Pipeline:
             ImportError: ``output_type`` needs a package that is not installed.
         """
         _check_output_type(output_type, "pil", "np")
-        return self._decode(*_arrays.from_array(latents), output_type)
+        images, texts = self._decode(*_arrays.from_array(latents), output_type)
+        for text in texts:
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
+        return images
 
-    def _decode(self, data: bytes | bytearray, shape: list[int], output_type: str) -> Any:
-        raw = self._native.decode(data, shape, output_type == "pil")
-        return _arrays.to_pil(*raw) if output_type == "pil" else _arrays.to_numpy(*raw)
+    def _decode(
+        self, data: bytes | bytearray, shape: list[int], output_type: str
+    ) -> tuple[Any, list[str]]:
+        raw, texts = self._native.decode(data, shape, output_type == "pil")
+        to_images = _arrays.to_pil if output_type == "pil" else _arrays.to_numpy
+        return to_images(*raw), texts
 
     def __repr__(self) -> str:
         width, height = self.default_size

@@ -372,6 +372,19 @@ impl AutoencoderKl {
         &self.config
     }
 
+    /// The number format of the arithmetic.
+    pub fn compute_dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// The same weights with arithmetic in another number format.
+    pub fn with_compute_dtype(&self, dtype: DType) -> Self {
+        Self {
+            dtype,
+            ..self.clone()
+        }
+    }
+
     /// The distribution of a picture's latents, not yet scaled.
     ///
     /// # Shapes

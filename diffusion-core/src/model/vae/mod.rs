@@ -125,6 +125,22 @@ impl Vae {
         .unwrap_or(0)
     }
 
+    /// The number format of the arithmetic, which need not be that of the weights.
+    pub fn compute_dtype(&self) -> DType {
+        match self {
+            Self::Kl(vae) => vae.compute_dtype(),
+            Self::Tiny(vae) => vae.compute_dtype(),
+        }
+    }
+
+    /// The same weights with arithmetic in another number format.
+    pub fn with_compute_dtype(&self, dtype: DType) -> Self {
+        match self {
+            Self::Kl(vae) => Self::Kl(Box::new(vae.with_compute_dtype(dtype))),
+            Self::Tiny(vae) => Self::Tiny(vae.with_compute_dtype(dtype)),
+        }
+    }
+
     fn scaling(&self) -> (f64, f64) {
         match self {
             Self::Kl(vae) => (vae.config().scaling_factor, vae.config().shift_factor),

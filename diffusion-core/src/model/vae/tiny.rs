@@ -241,6 +241,19 @@ impl AutoencoderTiny {
         &self.config
     }
 
+    /// The number format of the arithmetic.
+    pub fn compute_dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// The same weights with arithmetic in another number format.
+    pub fn with_compute_dtype(&self, dtype: DType) -> Self {
+        Self {
+            dtype,
+            ..self.clone()
+        }
+    }
+
     /// Latents of a picture, not yet scaled.
     ///
     /// # Shapes
