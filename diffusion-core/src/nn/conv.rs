@@ -118,10 +118,7 @@ impl Conv2d {
             return Ok(Self { kind });
         }
         let shape = [output, input, height, width];
-        let weight = match params.device() {
-            Device::Cpu => params.tensor_as("weight", &shape, channels_last)?,
-            _ => params.tensor("weight", &shape)?,
-        };
+        let weight = params.kernels("weight", &shape)?;
         let bias = config
             .bias
             .then(|| params.tensor("bias", &[output]))
@@ -168,11 +165,6 @@ impl Conv2d {
 }
 
 /// The same kernels `(output, input, height, width)`, each with its channels last in memory like the pictures.
-fn channels_last(weight: Tensor) -> Result<Tensor> {
-    let laid_out = weight.permute((0, 2, 3, 1))?.contiguous()?;
-    Ok(laid_out.permute((0, 3, 1, 2))?)
-}
-
 /// `(output, input, height, width)` to `(output, height * width * input)`: each row a kernel. Copies nothing
 /// if the channels are last in memory.
 fn flatten_kernels(weight: &Tensor) -> Result<Tensor> {

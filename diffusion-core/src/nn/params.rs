@@ -25,6 +25,14 @@ pub trait TensorSource {
     /// [`Error::Weights`](crate::Error::Weights) if there is no such tensor, or the reader's own.
     fn load(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor>;
 
+    /// [`load`](Self::load) of a convolution's `(output, input, height, width)` with the input last in memory.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    fn load_channels_last(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
+        channels_last(self.load(name, dtype, device)?)
+    }
+
     /// The number format that a tensor is stored in, where the source knows one that tensors can have.
     fn dtype(&self, _name: &str) -> Option<DType> {
         None
@@ -34,6 +42,15 @@ pub trait TensorSource {
     fn metadata(&self) -> BTreeMap<String, String> {
         BTreeMap::new()
     }
+}
+
+/// The same tensor with its second dimension last in memory. Copies nothing where it is so already.
+pub(crate) fn channels_last(weight: Tensor) -> Result<Tensor> {
+    if weight.rank() != 4 {
+        return Ok(weight);
+    }
+    let laid_out = weight.permute((0, 2, 3, 1))?.contiguous()?;
+    Ok(laid_out.permute((0, 3, 1, 2))?)
 }
 
 /// Tensors by name.
@@ -208,18 +225,34 @@ impl Params<'_> {
     /// If reading fails, or if so much is missing that the configuration must be of another model; other
     /// missing or misshapen tensors are reported by [`build`](Params::build).
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        self.tensor_as(name, shape, Ok)
+        self.read(name, shape, |full| {
+            self.root
+                .source
+                .load(full, self.root.dtype, self.root.device)
+        })
     }
 
-    /// The tensor `name` of this place, its memory laid out anew by `convert`, which keeps the shape.
+    /// The tensor `name` of this place, a convolution's weight: `(output, input, height, width)`, on the CPU
+    /// with the input last in memory.
     ///
     /// # Errors
-    /// As [`tensor`](Self::tensor), or what `convert` returns.
-    pub fn tensor_as(
+    /// As [`tensor`](Self::tensor).
+    pub fn kernels(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        match self.root.device {
+            Device::Cpu => self.read(name, shape, |full| {
+                self.root
+                    .source
+                    .load_channels_last(full, self.root.dtype, self.root.device)
+            }),
+            _ => self.tensor(name, shape),
+        }
+    }
+
+    fn read(
         &self,
         name: &str,
         shape: &[usize],
-        convert: impl FnOnce(Tensor) -> Result<Tensor>,
+        load: impl FnOnce(&str) -> Result<Tensor>,
     ) -> Result<Tensor> {
         let full = self.full_name(name);
         let root = self.root;
@@ -228,7 +261,7 @@ impl Params<'_> {
         record.used.insert(full.clone());
         match found {
             Some(found) if found == shape => {
-                let tensor = convert(root.source.load(&full, root.dtype, root.device)?)?;
+                let tensor = load(&full)?;
                 record.loaded.insert(full, tensor.clone());
                 return Ok(tensor);
             }

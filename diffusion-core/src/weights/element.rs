@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use candle_core::{DType, Device, Tensor};
-use half::{bf16, f16};
+use half::f16;
 
 use crate::error::Result;
 
@@ -89,50 +89,17 @@ impl Element {
     /// Elements side by side as a tensor on the CPU. There must be as many bytes as the shape needs.
     pub(super) fn decode(self, bytes: &[u8], shape: &[usize], dtype: DType) -> Result<Tensor> {
         match self {
-            Self::F16 => floats(bytes, shape, dtype, Some(DType::F16), |b| {
-                f16::from_le_bytes(b).into()
-            }),
-            Self::Bf16 => floats(bytes, shape, dtype, Some(DType::BF16), |b| {
-                bf16::from_le_bytes(b).into()
-            }),
-            Self::F32 => floats(bytes, shape, dtype, Some(DType::F32), f32::from_le_bytes),
-            Self::F8E4m3 => floats(bytes, shape, dtype, None, |[b]| e4m3(b)),
-            Self::F8E5m2 => floats(bytes, shape, dtype, None, |[b]| e5m2(b)),
             Self::I8 => integers(bytes, shape, dtype, |[b]| (b as i8).into()),
             Self::U16 => integers(bytes, shape, dtype, |b| u16::from_le_bytes(b).into()),
             // Two's complement: the bits of numbers from 2^63 on are those of negative ones.
             Self::U64 => integers(bytes, shape, dtype, i64::from_le_bytes),
-            Self::F64 | Self::I64 | Self::I32 | Self::I16 | Self::U32 | Self::U8 | Self::Bool => {
+            Self::Quantized(kind) => dequantize(bytes, kind, shape, dtype),
+            _ => {
                 let tensor = Tensor::from_raw_buffer(bytes, self.dtype(), shape, &Device::Cpu)?;
                 Ok(tensor.to_dtype(dtype)?)
             }
-            Self::Quantized(kind) => dequantize(bytes, kind, shape, dtype),
         }
     }
-}
-
-/// Numbers that f32 holds exactly, in one pass to the formats of weights. `stored` is candle's name of
-/// their format, if it has one.
-fn floats<const N: usize>(
-    bytes: &[u8],
-    shape: &[usize],
-    dtype: DType,
-    stored: Option<DType>,
-    read: impl Fn([u8; N]) -> f32,
-) -> Result<Tensor> {
-    if stored == Some(dtype) {
-        return Ok(Tensor::from_raw_buffer(bytes, dtype, shape, &Device::Cpu)?);
-    }
-    let (parts, _) = bytes.as_chunks::<N>();
-    let values = parts.iter().map(|&part| read(part));
-    let cpu = &Device::Cpu;
-    Ok(match dtype {
-        DType::F16 => Tensor::from_vec(values.map(f16::from_f32).collect::<Vec<_>>(), shape, cpu)?,
-        DType::BF16 => {
-            Tensor::from_vec(values.map(bf16::from_f32).collect::<Vec<_>>(), shape, cpu)?
-        }
-        _ => Tensor::from_vec(values.collect::<Vec<_>>(), shape, cpu)?.to_dtype(dtype)?,
-    })
 }
 
 /// Integers that candle has no format for.
@@ -149,7 +116,7 @@ fn integers<const N: usize>(
 
 /// Sign, 4 bits of exponent with bias 7, 3 of mantissa; all ones is NaN and there is no infinity
 /// (Micikevicius et al., "FP8 Formats for Deep Learning", section 3).
-fn e4m3(code: u8) -> f32 {
+pub(super) fn e4m3(code: u8) -> f32 {
     let sign = if code & 0x80 == 0 { 1.0 } else { -1.0 };
     let mantissa = f32::from(code & 7);
     sign * match (code >> 3) & 0xf {
@@ -160,7 +127,7 @@ fn e4m3(code: u8) -> f32 {
 }
 
 /// The upper byte of an f16.
-fn e5m2(code: u8) -> f32 {
+pub(super) fn e5m2(code: u8) -> f32 {
     f16::from_bits(u16::from(code) << 8).into()
 }
 

@@ -4,14 +4,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Device, Tensor};
-use memmap2::Mmap;
-
 use super::pickle::{self, Pickle, PickleValue};
+use super::storage::Storage;
 use super::stored::StoredTensor;
 use super::{gguf, safetensors};
 use crate::error::{Error, Result};
-use crate::nn::TensorSource;
+use crate::nn::{TensorSource, channels_last};
+use candle_core::{DType, Device, Tensor};
 
 /// What a file's first bytes say it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,7 +31,7 @@ pub enum Container {
 /// Opening reads the header alone; it takes no more memory than the file's size and a small constant.
 pub struct TensorFile {
     path: PathBuf,
-    bytes: Bytes,
+    storage: Storage,
     container: Container,
     contents: Contents,
 }
@@ -45,20 +44,6 @@ pub(super) struct Contents {
     pub(super) pickle: Option<Pickle>,
 }
 
-enum Bytes {
-    Mapped(Mmap),
-    Owned(Vec<u8>),
-}
-
-impl AsRef<[u8]> for Bytes {
-    fn as_ref(&self) -> &[u8] {
-        match self {
-            Self::Mapped(map) => map,
-            Self::Owned(bytes) => bytes,
-        }
-    }
-}
-
 impl TensorFile {
     /// Opens a file of tensors. Its container is recognised by its first bytes, never by its name.
     ///
@@ -69,8 +54,8 @@ impl TensorFile {
         let path = path.as_ref();
         let hint = "copy or download the checkpoint again";
         let file = File::open(path).map_err(|e| Error::open(path, e, hint))?;
-        let map = map(&file).map_err(|source| Error::io(path, source))?;
-        Self::parse(path.to_owned(), Bytes::Mapped(map))
+        let storage = Storage::of_file(file).map_err(|source| Error::io(path, source))?;
+        Self::parse(path.to_owned(), storage)
     }
 
     /// The tensors of a file that is in memory. `name` stands for its path in errors.
@@ -78,11 +63,11 @@ impl TensorFile {
     /// # Errors
     /// [`Error::Format`] and [`Error::Unsupported`] as [`open`](Self::open).
     pub fn from_bytes(name: impl Into<PathBuf>, bytes: Vec<u8>) -> Result<Self> {
-        Self::parse(name.into(), Bytes::Owned(bytes))
+        Self::parse(name.into(), Storage::Bytes(bytes))
     }
 
-    fn parse(path: PathBuf, bytes: Bytes) -> Result<Self> {
-        let file = bytes.as_ref();
+    fn parse(path: PathBuf, storage: Storage) -> Result<Self> {
+        let file = storage.as_ref();
         let container = recognize(&path, file)?;
         let contents = match container {
             Container::SafeTensors => safetensors::parse(&path, file)?,
@@ -92,7 +77,7 @@ impl TensorFile {
         };
         Ok(Self {
             path,
-            bytes,
+            storage,
             container,
             contents,
         })
@@ -111,7 +96,7 @@ impl TensorFile {
     /// Everything that a pickle holds, tensors and else; `None` for other containers.
     pub fn pickle(&self) -> Option<PickleValue<'_>> {
         let pickle = self.contents.pickle.as_ref()?;
-        Some(pickle.root(self.bytes.as_ref()))
+        Some(pickle.root(self.storage.as_ref()))
     }
 
     /// How a tensor is stored, or `None` if there is none of that name.
@@ -122,19 +107,17 @@ impl TensorFile {
     /// Reads a tensor of this file's.
     ///
     /// # Errors
-    /// [`Error::Tensor`] if there is no such conversion or the device fails.
+    /// [`Error::Io`] if the file was cut off since, [`Error::Tensor`] if there is no such conversion or the
+    /// device fails.
     pub fn read(&self, tensor: &StoredTensor, dtype: DType, device: &Device) -> Result<Tensor> {
-        let tensor = tensor.decode(self.bytes.as_ref(), dtype)?;
+        let tensor = tensor.decode(&self.path, &self.storage, dtype, false)?;
         Ok(tensor.to_device(device)?)
     }
-}
 
-#[allow(unsafe_code)]
-fn map(file: &File) -> std::io::Result<Mmap> {
-    // SAFETY: the map is read only and private to this process. A file that another process cuts off or
-    // overwrites while a checkpoint loads is outside of what any reader can guard against; the map lives
-    // only until the tensors are copied out.
-    unsafe { Mmap::map(file) }
+    fn of_name(&self, name: &str) -> Result<&StoredTensor> {
+        self.stored(name)
+            .ok_or_else(|| crate::nn::missing_tensor(TensorSource::name(self), name))
+    }
 }
 
 /// The container that a file's first bytes tell.
@@ -198,10 +181,13 @@ impl TensorSource for TensorFile {
     }
 
     fn load(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
-        let stored = self.stored(name);
-        let stored =
-            stored.ok_or_else(|| crate::nn::missing_tensor(TensorSource::name(self), name))?;
-        self.read(stored, dtype, device)
+        self.read(self.of_name(name)?, dtype, device)
+    }
+
+    fn load_channels_last(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
+        let stored = self.of_name(name)?;
+        let tensor = stored.decode(&self.path, &self.storage, dtype, true)?;
+        Ok(channels_last(tensor)?.to_device(device)?)
     }
 }
 
@@ -237,6 +223,11 @@ impl TensorFiles {
     pub fn file_of(&self, name: &str) -> Option<&TensorFile> {
         self.files.get(*self.index.get(name)?)
     }
+
+    fn holder(&self, name: &str) -> Result<&TensorFile> {
+        self.file_of(name)
+            .ok_or_else(|| crate::nn::missing_tensor(TensorSource::name(self), name))
+    }
 }
 
 impl TensorSource for TensorFiles {
@@ -263,8 +254,10 @@ impl TensorSource for TensorFiles {
     }
 
     fn load(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
-        let file = self.file_of(name);
-        let file = file.ok_or_else(|| crate::nn::missing_tensor(TensorSource::name(self), name))?;
-        file.load(name, dtype, device)
+        self.holder(name)?.load(name, dtype, device)
+    }
+
+    fn load_channels_last(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
+        self.holder(name)?.load_channels_last(name, dtype, device)
     }
 }

@@ -7,6 +7,7 @@ mod element;
 mod embedding;
 mod family;
 mod file;
+mod floats;
 mod folder;
 mod gguf;
 mod infer;
@@ -18,6 +19,7 @@ mod renamed;
 mod safetensors;
 mod save;
 mod sections;
+mod storage;
 mod stored;
 mod writer;
 

@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::keys::Form;
 use crate::error::Result;
-use crate::nn::{TensorSource, missing_tensor};
+use crate::nn::{TensorSource, channels_last, missing_tensor};
 
 /// Where a tensor is and how it lies there.
 #[derive(Debug, Clone)]
@@ -65,6 +65,15 @@ impl TensorSource for RenamedTensors<'_> {
         let found = self.entry(name);
         let (entry, source) = found.ok_or_else(|| missing_tensor(self.name(), name))?;
         entry.form.apply(source.load(&entry.name, dtype, device)?)
+    }
+
+    fn load_channels_last(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
+        match self.entry(name) {
+            Some((Entry { form, name, .. }, source)) if *form == Form::Same => {
+                source.load_channels_last(name, dtype, device)
+            }
+            _ => channels_last(self.load(name, dtype, device)?),
+        }
     }
 
     fn dtype(&self, name: &str) -> Option<DType> {

@@ -1,12 +1,14 @@
 //! Where a tensor lies in a file.
 
-use std::borrow::Cow;
 use std::ops::Range;
+use std::path::Path;
 
 use candle_core::{DType, Tensor};
 
 use super::element::Element;
-use crate::error::Result;
+use super::floats::Floats;
+use super::storage::Storage;
+use crate::error::{Error, Result};
 
 /// A tensor's place in a file; its numbers are read when it is loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,14 +99,39 @@ impl StoredTensor {
         &self.shape
     }
 
-    /// Reads it from the whole file's bytes.
-    pub(super) fn decode(&self, file: &[u8], dtype: DType) -> Result<Tensor> {
-        let bytes = &file[self.bytes.clone()];
-        let bytes = match (&self.strides, self.element.size()) {
-            (Some(strides), Some(size)) => Cow::Owned(gather(bytes, &self.shape, strides, size)),
-            _ => Cow::Borrowed(bytes),
+    /// Reads it from its file; with `channels_last` preferably in that order.
+    pub(super) fn decode(
+        &self,
+        path: &Path,
+        storage: &Storage,
+        dtype: DType,
+        channels_last: bool,
+    ) -> Result<Tensor> {
+        let read = || {
+            let bytes = storage.read(self.bytes.clone());
+            bytes.map_err(|e| Error::io(path, e))
         };
-        self.element.decode(&bytes, &self.shape, dtype)
+        let gathered = match (&self.strides, self.element.size()) {
+            (Some(strides), Some(size)) => {
+                let bytes = gather(&read()?, &self.shape, strides, size);
+                Some(Storage::Bytes(bytes))
+            }
+            _ => None,
+        };
+        let floats = Floats {
+            path,
+            storage: gathered.as_ref().unwrap_or(storage),
+            start: gathered.as_ref().map_or(self.bytes.start, |_| 0),
+            element: self.element,
+            shape: &self.shape,
+        };
+        if let Some(tensor) = floats.read(dtype, channels_last) {
+            return tensor;
+        }
+        match &gathered {
+            Some(bytes) => self.element.decode(bytes.as_ref(), &self.shape, dtype),
+            None => self.element.decode(&read()?, &self.shape, dtype),
+        }
     }
 }
 
