@@ -1,11 +1,13 @@
 //! Adapters of every dialect against diffusers, PEFT and the formulas of LyCORIS.
 
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 
 use diffusion_core::model::{TextTime, UNetConfig, UNetInput};
-use diffusion_core::nn::Weights;
+use diffusion_core::nn::{WeightChanges, Weights};
 use diffusion_core::weights::{
-    DiffusersFolder, Lora, LoraReport, LoraScale, ModelPart, TensorFile, merge_loras,
+    DiffusersFolder, Embedding, Lora, LoraMode, LoraReport, LoraScale, ModelPart, TensorFile,
+    merge_loras,
 };
 use diffusion_core::{DType, Device, GenerateRequest, Pipeline, Tensor, TextEncoder, UNet};
 use diffusion_tests::{
@@ -78,8 +80,20 @@ fn text_out(encoder: &TextEncoder, golden: &Golden) -> TestResult<Tensor> {
     Ok(encoder.forward(&ids)?.last_hidden_state)
 }
 
-/// Runs the models with the case's files merged, and returns the reports.
-fn assert_case(case: &Value, golden: &Golden) -> TestResult<Vec<LoraReport>> {
+/// The cases of nothing but products of two matrices.
+const PRODUCTS: [&str; 8] = [
+    "kohya",
+    "processors",
+    "layers",
+    "peft",
+    "several",
+    "numbered",
+    "numbered_attention",
+    "sdxl_original",
+];
+
+/// Runs the models with the case's files, and returns the reports.
+fn assert_case(case: &Value, golden: &Golden, mode: LoraMode) -> TestResult<Vec<LoraReport>> {
     let name = case["name"].as_str().ok_or("no name")?;
     let model = case["model"].as_str().ok_or("no model")?;
     let unet = open_unet(model)?;
@@ -99,9 +113,18 @@ fn assert_case(case: &Value, golden: &Golden) -> TestResult<Vec<LoraReport>> {
             .as_ref()
             .map(|e| (ModelPart::TextEncoder, e.weights())),
     );
-    let mut merged = merge_loras(&parts, &loras).map_err(|e| format!("{name}: {e}"))?;
+    let mut merged = merge_loras(&parts, &loras, mode).map_err(|e| format!("{name}: {e}"))?;
 
-    let changed = unet.with_tensors(merged.take(ModelPart::UNet))?;
+    let changes = merged.take(ModelPart::UNet);
+    if mode == LoraMode::AtRunTime && PRODUCTS.contains(&name) {
+        assert!(
+            changes.tensors.is_empty(),
+            "{name}: {:?}",
+            changes.tensors.keys()
+        );
+        assert!(!changes.low_rank.is_empty(), "{name}");
+    }
+    let changed = unet.with_changes(changes)?;
     let reference = golden.tensor(&format!("{name}.unet"))?;
     assert_close(
         name,
@@ -110,7 +133,7 @@ fn assert_case(case: &Value, golden: &Golden) -> TestResult<Vec<LoraReport>> {
         TOLERANCE,
     )?;
     if let Some(encoder) = &encoder {
-        let changed = encoder.with_tensors(merged.take(ModelPart::TextEncoder))?;
+        let changed = encoder.with_changes(merged.take(ModelPart::TextEncoder))?;
         let reference = golden.tensor(&format!("{name}.text"))?;
         assert_close(name, &text_out(&changed, golden)?, &reference, TOLERANCE)?;
     }
@@ -123,7 +146,10 @@ fn every_dialect_and_kind() -> TestResult {
     let cases = golden_json("loras.json")?;
     let cases = cases.as_array().ok_or("no cases")?;
     for case in cases {
-        for report in assert_case(case, &golden)? {
+        let merged = assert_case(case, &golden, LoraMode::Merged)?;
+        let at_run_time = assert_case(case, &golden, LoraMode::AtRunTime)?;
+        assert_eq!(merged, at_run_time);
+        for report in merged {
             assert_eq!(report.unused, Vec::<String>::new(), "{}", report.name);
             assert!(report.num_modules > 0);
         }
@@ -157,7 +183,7 @@ fn a_lora_of_another_family_is_refused() -> TestResult {
     let lora = open_lora("sdxl_original_a", &Value::Null)?;
     let unet = open_unet("sd15")?;
     let parts = [(ModelPart::UNet, unet.weights())];
-    let error = merge_loras(&parts, &[(&lora, &1.0.into())])
+    let error = merge_loras(&parts, &[(&lora, &1.0.into())], LoraMode::Merged)
         .err()
         .ok_or("accepted")?
         .to_string();
@@ -174,7 +200,7 @@ fn a_fitting_text_encoder_does_not_hide_another_unet() -> TestResult {
     let (unet, encoder) = (open_unet("sdxl")?, open_text_encoder("sd15")?);
     let (unet, encoder) = (unet.weights(), encoder.weights());
     let parts = [(ModelPart::UNet, unet), (ModelPart::TextEncoder, encoder)];
-    assert!(merge_loras(&parts, &[(&lora, &1.0.into())]).is_err());
+    assert!(merge_loras(&parts, &[(&lora, &1.0.into())], LoraMode::Merged).is_err());
     Ok(())
 }
 
@@ -183,7 +209,11 @@ fn what_a_model_has_no_place_for_is_reported() -> TestResult {
     let lora = open_lora("kohya_a", &Value::Null)?;
     let unet = open_unet("sd15")?;
     let weights: &Weights = unet.weights();
-    let merged = merge_loras(&[(ModelPart::UNet, weights)], &[(&lora, &1.0.into())])?;
+    let merged = merge_loras(
+        &[(ModelPart::UNet, weights)],
+        &[(&lora, &1.0.into())],
+        LoraMode::Merged,
+    )?;
     let unused = &merged.reports[0].unused;
     assert_eq!(unused.len(), 9, "{unused:?}");
     assert!(
@@ -262,9 +292,47 @@ fn loras_come_and_go_between_runs() -> TestResult {
 }
 
 #[test]
+fn loras_at_run_time_leave_the_weights_alone() -> TestResult {
+    let mut pipe = Pipeline::builder().weights(model_path("sd15")).build()?;
+    let lora = Lora::open(golden_path("loras/kohya_a.safetensors"))?;
+    let request = GenerateRequest::txt2img("a heart <word>")
+        .seed(3)
+        .num_steps(2)
+        .size(64, 64);
+    let mut latents = |mode: Option<LoraMode>| -> TestResult<Tensor> {
+        match mode {
+            Some(mode) => pipe.set_loras_as(mode, &[(&lora, 0.8)])?,
+            None => pipe.clear_loras(),
+        }
+        let sampled = pipe.generate_latents(&request, &mut |_| ControlFlow::Continue(()))?;
+        let changed = pipe.unet().weights().low_rank().len();
+        assert_eq!(changed > 0, mode == Some(LoraMode::AtRunTime));
+        Ok(sampled.latents)
+    };
+    let (base, merged) = (latents(None)?, latents(Some(LoraMode::Merged))?);
+    let at_run_time = latents(Some(LoraMode::AtRunTime))?;
+    assert_close("at run time", &at_run_time, &merged, TOLERANCE)?;
+    let flat = |t: &Tensor| t.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>();
+    assert!(relative_difference(&flat(&base)?, &flat(&merged)?) > 0.01);
+    assert_close("taken out", &latents(None)?, &base, 0.0)?;
+    // A word that comes after them leaves them in place.
+    let before = bits(&pipe)?;
+    pipe.set_loras_as(LoraMode::AtRunTime, &[(&lora, 0.8)])?;
+    assert_eq!(bits(&pipe)?, before);
+    let vectors = Tensor::ones((1, 32), DType::F32, &Device::Cpu)?;
+    let word = Embedding::new("<word>", [(ModelPart::TextEncoder, vectors)].into())?;
+    let changed = |pipe: &Pipeline| pipe.text_encoder().map(|e| e.weights().low_rank().len());
+    let count = changed(&pipe);
+    pipe.add_embedding(&word)?;
+    assert!(count > Some(0));
+    assert_eq!(changed(&pipe), count);
+    Ok(())
+}
+
+#[test]
 fn unchanged_weights_share_their_memory() -> TestResult {
     let unet = open_unet("sd15")?;
-    let again = unet.with_tensors(Default::default())?;
+    let again = unet.with_changes(WeightChanges::default())?;
     for (name, tensor) in unet.weights().tensors() {
         let other = &again.weights().tensors()[name];
         let place = |tensor: &Tensor| {
@@ -347,6 +415,7 @@ fn damaged_adapters_are_errors() -> TestResult {
         let merged = merge_loras(
             &[(ModelPart::UNet, unet.weights())],
             &[(&lora, &1.0.into())],
+            LoraMode::default(),
         );
         assert!(merged.is_err(), "{what}");
     }

@@ -10,7 +10,7 @@ use crate::config::parse_model;
 use crate::error::{Error, Result};
 use crate::nn::{
     Activation, ActivationFunction, LayerNorm, Linear, Mask, NamedTensors, Params, TensorSource,
-    Weights, attention,
+    WeightChanges, Weights, attention,
 };
 
 /// The end-of-text id by which old configurations mean "the largest id of the prompt".
@@ -219,12 +219,12 @@ impl TextEncoder {
         &self.weights
     }
 
-    /// The same model with some of its weights replaced; it shares the memory of all others.
+    /// The same model with some of its weights changed; it shares the memory of all others.
     ///
     /// # Errors
     /// [`Error::Weights`] if a replacement is of another name or shape than the model's.
-    pub fn with_tensors(&self, replacements: NamedTensors) -> Result<Self> {
-        self.rebuilt(self.config.clone(), replacements)
+    pub fn with_changes(&self, changes: impl Into<WeightChanges>) -> Result<Self> {
+        self.rebuilt(self.config.clone(), changes.into())
     }
 
     /// The same model with other vectors for the ids from `first_id` on. Its table of vectors grows where
@@ -261,16 +261,15 @@ impl TextEncoder {
         config.vocab_size = table.dim(0)?;
         let is_table = |name: &&String| name.ends_with(TOKEN_TABLE);
         let names = self.weights.tensors().keys().filter(is_table);
-        let replacements = names.map(|name| (name.clone(), table.clone())).collect();
-        self.rebuilt(config, replacements)
+        let tables: NamedTensors = names.map(|name| (name.clone(), table.clone())).collect();
+        self.rebuilt(config, tables.into())
     }
 
-    fn rebuilt(&self, config: ClipTextConfig, replacements: NamedTensors) -> Result<Self> {
-        let tensors = self.weights.replaced(replacements);
-        let (dtype, device) = (self.weights.dtype(), self.weights.device());
+    fn rebuilt(&self, config: ClipTextConfig, changes: WeightChanges) -> Result<Self> {
+        let weights = self.weights.changed(changes);
         Ok(Self {
             trained_vocab_size: self.trained_vocab_size,
-            ..Self::new(config, &tensors, dtype, device)?
+            ..Self::new(config, &weights, weights.dtype(), weights.device())?
         })
     }
 

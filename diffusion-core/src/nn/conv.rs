@@ -2,7 +2,7 @@
 
 use candle_core::{Device, Tensor};
 
-use super::{Activation, Linear, Params};
+use super::{Activation, Linear, LowRank, Params};
 use crate::error::{Error, Result};
 
 /// Rows and columns of zeros around a picture.
@@ -92,6 +92,7 @@ enum Kind {
         /// `(output, input, height, width)`, on the CPU with the channels last in memory.
         weight: Tensor,
         bias: Option<Tensor>,
+        low_rank: Vec<LowRank>,
         config: Conv2dConfig,
     },
 }
@@ -127,6 +128,7 @@ impl Conv2d {
             kind: Kind::Spatial {
                 weight,
                 bias,
+                low_rank: params.low_rank(),
                 config,
             },
         })
@@ -145,18 +147,16 @@ impl Conv2d {
             Kind::Spatial {
                 weight,
                 bias,
+                low_rank,
                 config,
             } => {
                 let padded = pad(x.tensor(), config)?;
-                let mut y = match x.tensor().device() {
-                    Device::Cpu => {
-                        let weight = flatten_kernels(weight)?.to_dtype(x.dtype())?;
-                        convolve_by_patches(&padded, &weight, config)?
-                    }
-                    _ => convolve_on_device(&padded, &weight.to_dtype(x.dtype())?, config)?,
-                };
+                let mut y = convolve(&padded, weight, config)?;
                 if let Some(bias) = bias {
                     y = y.broadcast_add(&bias.to_dtype(x.dtype())?)?;
+                }
+                for change in low_rank {
+                    y = change.add(&y, &convolve(&padded, &change.down, config)?)?;
                 }
                 Ok(Activation::new(y))
             }
@@ -164,7 +164,17 @@ impl Conv2d {
     }
 }
 
-/// The same kernels `(output, input, height, width)`, each with its channels last in memory like the pictures.
+fn convolve(padded: &Tensor, weight: &Tensor, config: &Conv2dConfig) -> Result<Tensor> {
+    let dtype = padded.dtype();
+    match padded.device() {
+        Device::Cpu => {
+            let weight = flatten_kernels(weight)?.to_dtype(dtype)?;
+            convolve_by_patches(padded, &weight, config)
+        }
+        _ => convolve_on_device(padded, &weight.to_dtype(dtype)?, config),
+    }
+}
+
 /// `(output, input, height, width)` to `(output, height * width * input)`: each row a kernel. Copies nothing
 /// if the channels are last in memory.
 fn flatten_kernels(weight: &Tensor) -> Result<Tensor> {

@@ -2,14 +2,15 @@
 
 use candle_core::Tensor;
 
-use super::{Activation, Params};
+use super::{Activation, LowRank, Params};
 use crate::error::Result;
 
-/// `y = x W^T + b` over the channels.
+/// `y = x W^T + b` over the channels, and what low-rank changes add.
 #[derive(Debug, Clone)]
 pub struct Linear {
     weight: Tensor,
     bias: Option<Tensor>,
+    low_rank: Vec<LowRank>,
 }
 
 impl Linear {
@@ -20,7 +21,11 @@ impl Linear {
     pub fn new(params: Params<'_>, input: usize, output: usize, bias: bool) -> Result<Self> {
         let weight = params.tensor("weight", &[output, input])?;
         let bias = bias.then(|| params.tensor("bias", &[output])).transpose()?;
-        Ok(Self { weight, bias })
+        Ok(Self {
+            weight,
+            bias,
+            low_rank: params.low_rank(),
+        })
     }
 
     /// Reads a layer that is stored as a convolution of one pixel: `weight` `(output, input, 1, 1)`.
@@ -31,7 +36,11 @@ impl Linear {
         let weight = params.tensor("weight", &[output, input, 1, 1])?;
         let weight = weight.squeeze(3)?.squeeze(2)?;
         let bias = Some(params.tensor("bias", &[output])?);
-        Ok(Self { weight, bias })
+        Ok(Self {
+            weight,
+            bias,
+            low_rank: params.low_rank(),
+        })
     }
 
     /// # Shapes
@@ -47,9 +56,14 @@ impl Linear {
         }
         let rows = x.tensor().elem_count() / input.max(1);
         let weight = self.weight.to_dtype(x.dtype())?;
-        let mut y = x.tensor().reshape((rows, input))?.matmul(&weight.t()?)?;
+        let x = x.tensor().reshape((rows, input))?;
+        let mut y = x.matmul(&weight.t()?)?;
         if let Some(bias) = &self.bias {
             y = y.broadcast_add(&bias.to_dtype(x.dtype())?)?;
+        }
+        for change in &self.low_rank {
+            let down = change.down.flatten_from(1)?.to_dtype(x.dtype())?;
+            y = change.add(&y, &x.matmul(&down.t()?)?)?;
         }
         Ok(Activation::new(y.reshape(dims)?))
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
+use super::{LowRank, LowRanks};
 use crate::error::{Error, Result, ShapeMismatch, WeightsError};
 
 /// A named set of tensors: a file, several files, or a map in memory.
@@ -38,6 +39,11 @@ pub trait TensorSource {
         None
     }
 
+    /// What is added to a layer where it runs. Default: nothing.
+    fn low_rank(&self, _layer: &str) -> Vec<LowRank> {
+        Vec::new()
+    }
+
     /// Free text that the source carries beside its tensors, by name. Default: none.
     fn metadata(&self) -> BTreeMap<String, String> {
         BTreeMap::new()
@@ -61,6 +67,7 @@ pub type NamedTensors = HashMap<String, Tensor>;
 #[derive(Debug, Clone)]
 pub struct Weights {
     tensors: Arc<NamedTensors>,
+    low_rank: Arc<LowRanks>,
     dtype: DType,
     device: Device,
 }
@@ -71,6 +78,7 @@ impl Weights {
         let tensors = Arc::new(tensors);
         Self {
             tensors,
+            low_rank: Arc::default(),
             dtype,
             device,
         }
@@ -91,11 +99,57 @@ impl Weights {
         &self.device
     }
 
-    /// All tensors, those in `replacements` from there.
-    pub fn replaced(&self, replacements: NamedTensors) -> NamedTensors {
-        let mut tensors = NamedTensors::clone(&self.tensors);
-        tensors.extend(replacements);
-        tensors
+    /// What is added to layers where they run.
+    pub fn low_rank(&self) -> &LowRanks {
+        &self.low_rank
+    }
+
+    /// The same weights with changes.
+    pub fn changed(&self, changes: WeightChanges) -> Self {
+        let mut changed = self.clone();
+        Arc::make_mut(&mut changed.tensors).extend(changes.tensors);
+        Arc::make_mut(&mut changed.low_rank).extend(changes.low_rank);
+        changed
+    }
+}
+
+/// What a model shall have in place of its weights, or beside them.
+#[derive(Debug, Clone, Default)]
+pub struct WeightChanges {
+    /// Weights in place of those of the same names and shapes.
+    pub tensors: NamedTensors,
+    /// What is added to layers where they run.
+    pub low_rank: LowRanks,
+}
+
+impl From<NamedTensors> for WeightChanges {
+    fn from(tensors: NamedTensors) -> Self {
+        Self {
+            tensors,
+            ..Self::default()
+        }
+    }
+}
+
+impl TensorSource for Weights {
+    fn name(&self) -> String {
+        TensorSource::name(&*self.tensors)
+    }
+
+    fn tensor_names(&self) -> Vec<String> {
+        self.tensors.tensor_names()
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.tensors.shape(name)
+    }
+
+    fn load(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
+        self.tensors.load(name, dtype, device)
+    }
+
+    fn low_rank(&self, layer: &str) -> Vec<LowRank> {
+        self.low_rank.get(layer).cloned().unwrap_or_default()
     }
 }
 
@@ -142,6 +196,7 @@ const MAX_MISSING: usize = 10_000;
 struct Record {
     used: BTreeSet<String>,
     loaded: NamedTensors,
+    low_rank: LowRanks,
     report: WeightsError,
 }
 
@@ -285,6 +340,18 @@ impl Params<'_> {
         self.stand_in(shape)
     }
 
+    /// What is added to the layer of this place where it runs.
+    pub fn low_rank(&self) -> Vec<LowRank> {
+        let changes = self.root.source.low_rank(self.path);
+        if !changes.is_empty() {
+            let mut record = self.root.record.borrow_mut();
+            record
+                .low_rank
+                .insert(self.path.to_owned(), changes.clone());
+        }
+        changes
+    }
+
     /// A tensor without memory behind it; `build` fails before anybody reads it.
     fn stand_in(&self, shape: &[usize]) -> Result<Tensor> {
         Ok(Tensor::zeros((), self.root.dtype, self.root.device)?.broadcast_as(shape)?)
@@ -297,8 +364,13 @@ impl Params<'_> {
 
     /// All that was read so far, of this place and others: a model asks when it has read its last tensor.
     pub fn weights(&self) -> Weights {
-        let tensors = self.root.record.borrow().loaded.clone();
-        Weights::new(tensors, self.root.dtype, self.root.device.clone())
+        let record = self.root.record.borrow();
+        Weights {
+            tensors: Arc::new(record.loaded.clone()),
+            low_rank: Arc::new(record.low_rank.clone()),
+            dtype: self.root.dtype,
+            device: self.root.device.clone(),
+        }
     }
 
     /// The device that the weights go to.

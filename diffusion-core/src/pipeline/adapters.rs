@@ -3,7 +3,7 @@
 use super::Pipeline;
 use crate::error::{Error, Result};
 use crate::model::{TextEncoder, Tokenizer, UNet};
-use crate::weights::{Embedding, Lora, LoraReport, LoraScale, ModelPart, merge_loras};
+use crate::weights::{Embedding, Lora, LoraMode, LoraReport, LoraScale, ModelPart, merge_loras};
 
 /// What a pipeline must know to take adapters out again.
 #[derive(Debug, Default)]
@@ -92,6 +92,18 @@ impl Pipeline {
     /// # Errors
     /// As [`merge_loras`] and [`add_embedding`](Self::add_embedding); the LoRAs of before then stay in place.
     pub fn set_loras<S: Clone + Into<LoraScale>>(&mut self, loras: &[(&Lora, S)]) -> Result<()> {
+        self.set_loras_as(LoraMode::Merged, loras)
+    }
+
+    /// [`set_loras`](Self::set_loras), merged into the weights or applied where the layers run.
+    ///
+    /// # Errors
+    /// As [`set_loras`](Self::set_loras).
+    pub fn set_loras_as<S: Clone + Into<LoraScale>>(
+        &mut self,
+        mode: LoraMode,
+        loras: &[(&Lora, S)],
+    ) -> Result<()> {
         for word in loras.iter().flat_map(|(lora, _)| lora.embeddings()) {
             if !self
                 .adapters
@@ -120,15 +132,15 @@ impl Pipeline {
                     .map(|encoder| (part, encoder.weights())),
             );
         }
-        let mut merged = merge_loras(&parts, &pairs)?;
+        let mut merged = merge_loras(&parts, &pairs, mode)?;
         let mut text = self.text.clone();
         for (part, text) in TEXT_PARTS.into_iter().zip(&mut text) {
             if let Some(base) = text.without_loras().cloned() {
-                text.encoder = Some(base.with_tensors(merged.take(part))?);
+                text.encoder = Some(base.with_changes(merged.take(part))?);
                 text.base = Some(base);
             }
         }
-        self.unet = unet.with_tensors(merged.take(ModelPart::UNet))?;
+        self.unet = unet.with_changes(merged.take(ModelPart::UNet))?;
         self.adapters.base_unet = Some(unet);
         self.text = text;
         self.adapters.loras = merged.reports;

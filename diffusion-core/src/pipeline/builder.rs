@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::model::{TextEncoder, Tokenizer, UNet, UNetConfig, Vae};
 use crate::scheduler::{self, Scheduler};
 use crate::weights::{Checkpoint, ComponentKind, Family, OpenOptions};
-use crate::weights::{Embedding, Lora, LoraScale};
+use crate::weights::{Embedding, Lora, LoraMode, LoraScale};
 
 /// Collects the parts of a [`Pipeline`]: a checkpoint, and parts of the caller's own in place of its.
 #[derive(Debug, Default)]
@@ -33,6 +33,7 @@ pub struct PipelineBuilder {
     unet: Option<UNet>,
     vae: Option<Vae>,
     loras: Vec<(PathBuf, LoraScale)>,
+    lora_mode: LoraMode,
     embeddings: Vec<Embedding>,
 }
 
@@ -123,6 +124,12 @@ impl PipelineBuilder {
     /// is in [`Pipeline::loras`].
     pub fn lora(mut self, path: impl Into<PathBuf>, scale: impl Into<LoraScale>) -> Self {
         self.loras.push((path.into(), scale.into()));
+        self
+    }
+
+    /// Whether LoRAs are merged into the weights or applied where the layers run. Default: merged.
+    pub fn lora_mode(mut self, mode: LoraMode) -> Self {
+        self.lora_mode = mode;
         self
     }
 
@@ -236,7 +243,7 @@ impl PipelineBuilder {
                 .iter()
                 .map(|(lora, scale)| (lora, scale.clone()))
                 .collect();
-            pipeline.set_loras(&loras)?;
+            pipeline.set_loras_as(self.lora_mode, &loras)?;
         }
         Ok(pipeline)
     }

@@ -30,7 +30,7 @@ pub use embedding::Embedding;
 pub use family::{Family, Task};
 pub use file::{Container, TensorFile, TensorFiles};
 pub use folder::{Component, DiffusersFolder};
-pub use lora::{Lora, LoraReport, LoraScale, MergedLoras, ModelPart, merge_loras};
+pub use lora::{Lora, LoraMode, LoraReport, LoraScale, MergedLoras, ModelPart, merge_loras};
 pub use pickle::PickleValue;
 pub use renamed::RenamedTensors;
 pub use sections::{ComponentKind, Dialect};

@@ -12,8 +12,8 @@ use crate::config::PerLevel;
 use crate::device::compute_dtype;
 use crate::error::{Error, Result};
 use crate::nn::{
-    Activation, Conv2d, Conv2dConfig, GroupNorm, NamedTensors, Params, ResnetConfig, TensorSource,
-    TimestepEmbedding, TransformerConfig, Weights, sinusoidal_embedding,
+    Activation, Conv2d, Conv2dConfig, GroupNorm, Params, ResnetConfig, TensorSource,
+    TimestepEmbedding, TransformerConfig, WeightChanges, Weights, sinusoidal_embedding,
 };
 
 /// What SDXL is told beside the text.
@@ -173,18 +173,14 @@ impl UNet {
         &self.weights
     }
 
-    /// The same model with some of its weights replaced; it shares the memory of all others.
+    /// The same model with some of its weights changed; it shares the memory of all others.
     ///
     /// # Errors
     /// [`Error::Weights`] if a replacement is of another name or shape than the model's.
-    pub fn with_tensors(&self, replacements: NamedTensors) -> Result<Self> {
-        let tensors = self.weights.replaced(replacements);
-        Self::new(
-            self.config.clone(),
-            &tensors,
-            self.weights.dtype(),
-            self.weights.device(),
-        )
+    pub fn with_changes(&self, changes: impl Into<WeightChanges>) -> Result<Self> {
+        let weights = self.weights.changed(changes.into());
+        let config = self.config.clone();
+        Self::new(config, &weights, weights.dtype(), weights.device())
     }
 
     /// The configuration that the model was built from.

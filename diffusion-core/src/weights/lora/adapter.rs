@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use candle_core::{Device, Tensor};
 
 use super::keys::Slot;
+use crate::nn::LowRank;
 
 /// Why an adapter's tensors make no sense, or do not fit a weight.
 pub(super) type Reason = String;
@@ -133,13 +134,8 @@ impl Adapter {
         let Some((change, base)) = self.change.as_ref().zip(base) else {
             return Ok(None);
         };
-        let (output, input) = change.size();
         let dims = base.dims();
-        if dims.first() != Some(&output) || dims.iter().skip(1).product::<usize>() != input {
-            return Err(format!(
-                "changes {output} x {input} numbers, the model's weight has {dims:?}"
-            ));
-        }
+        change.check_size(dims)?;
         let delta = change
             .matrix(base.device())
             .and_then(|delta| delta.reshape(dims)? * (self.scale * scale))
@@ -148,6 +144,33 @@ impl Adapter {
             Some(magnitude) => decompose(base, &delta, magnitude).map(Some),
             None => Ok(Some(delta)),
         }
+    }
+
+    /// The same as matrices beside the weight, if it is nothing but a product of two.
+    pub(super) fn low_rank(&self, weight: &Tensor, scale: f64) -> Result<Option<LowRank>, Reason> {
+        let Self {
+            change: Some(change @ Change::Lora(product)),
+            magnitude: None,
+            bias: None,
+            ..
+        } = self
+        else {
+            return Ok(None);
+        };
+        change.check_size(weight.dims())?;
+        if product.core.is_some() {
+            return Ok(None);
+        }
+        let matrices = || -> candle_core::Result<LowRank> {
+            let mut kernels = weight.dims().to_vec();
+            kernels[0] = product.rank();
+            let device = weight.device();
+            Ok(LowRank {
+                down: product.right.to_device(device)?.reshape(kernels)?,
+                up: (product.left.to_device(device)? * (self.scale * scale))?,
+            })
+        };
+        matrices().map(Some).map_err(|e| e.to_string())
     }
 
     /// What it adds to a module's bias `(output)`, f32.
@@ -254,6 +277,16 @@ impl Change {
                 (a.saturating_mul(c), b.saturating_mul(d))
             }
             Self::Full(diff) => size(diff),
+        }
+    }
+
+    fn check_size(&self, dims: &[usize]) -> Result<(), Reason> {
+        let (output, input) = self.size();
+        match dims.first() == Some(&output) && dims.iter().skip(1).product::<usize>() == input {
+            true => Ok(()),
+            false => Err(format!(
+                "changes {output} x {input} numbers, the model's weight has {dims:?}"
+            )),
         }
     }
 

@@ -8,7 +8,7 @@ use super::adapter::{Adapter, Reason};
 use super::modules::{Module, Modules, is_cross_attention_key, tensor};
 use super::{Lora, LoraScale, ModelPart};
 use crate::error::{Error, Result};
-use crate::nn::{NamedTensors, Weights};
+use crate::nn::{LowRank, NamedTensors, WeightChanges, Weights};
 
 /// What became of a LoRA's tensors in a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,17 +22,28 @@ pub struct LoraReport {
     pub unused: Vec<String>,
 }
 
-/// The weights that LoRAs change in a model.
+/// How LoRAs change a model. The pictures are the same but for rounding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LoraMode {
+    /// Added to the weights: runs are as fast as without, and changed weights take memory beside the base's.
+    #[default]
+    Merged,
+    /// Small matrices beside the weights: no weight is copied, and each changed layer does some more work.
+    /// What is not of low rank (LoHa, LoKr, whole differences, DoRA, cores) is merged all the same.
+    AtRunTime,
+}
+
+/// What LoRAs change in a model.
 #[derive(Debug, Clone, Default)]
 pub struct MergedLoras {
-    parts: BTreeMap<ModelPart, NamedTensors>,
+    parts: BTreeMap<ModelPart, WeightChanges>,
     /// One report for each LoRA.
     pub reports: Vec<LoraReport>,
 }
 
 impl MergedLoras {
-    /// Takes the changed weights of a part: all those that differ from the base and no others.
-    pub fn take(&mut self, part: ModelPart) -> NamedTensors {
+    /// Takes the changes of a part: of all weights that differ from the base and no others.
+    pub fn take(&mut self, part: ModelPart) -> WeightChanges {
         self.parts.remove(&part).unwrap_or_default()
     }
 }
@@ -46,6 +57,7 @@ impl MergedLoras {
 pub fn merge_loras(
     parts: &[(ModelPart, &Weights)],
     loras: &[(&Lora, &LoraScale)],
+    mode: LoraMode,
 ) -> Result<MergedLoras> {
     let parts: Vec<_> = parts
         .iter()
@@ -82,9 +94,15 @@ pub fn merge_loras(
     for ((part, path), changes) in plan {
         let Modules { part, weights, .. } = &parts[part];
         let target = merged.parts.entry(*part).or_default();
+        if mode == LoraMode::AtRunTime
+            && let Some(low_rank) = low_ranks(weights.tensors(), path, &changes)?
+        {
+            target.low_rank.insert(path.to_owned(), low_rank);
+            continue;
+        }
         for (name, delta) in DELTAS {
             if let Some(changed) = apply(weights.tensors(), path, name, delta, &changes)? {
-                target.insert(format!("{path}.{name}"), changed);
+                target.tensors.insert(format!("{path}.{name}"), changed);
             }
         }
     }
@@ -107,6 +125,36 @@ const DELTAS: [(&str, Delta); 2] = [
     ("bias", Adapter::bias_delta),
 ];
 
+impl Change<'_> {
+    fn error(&self, path: &str, reason: Reason) -> Error {
+        let reason = format!("{}: {reason} ({path})", self.key);
+        Error::format(self.lora.name.as_ref(), reason)
+    }
+}
+
+/// A layer's changes, if all of them are of low rank.
+fn low_ranks(
+    tensors: &NamedTensors,
+    path: &str,
+    changes: &[Change<'_>],
+) -> Result<Option<Vec<LowRank>>> {
+    let Some(weight) = tensor(tensors, path, "weight").filter(|_| is_layer(path)) else {
+        return Ok(None);
+    };
+    changes
+        .iter()
+        .map(|change| {
+            let low_rank = change.adapter.low_rank(weight, change.scale);
+            low_rank.map_err(|reason| change.error(path, reason))
+        })
+        .collect()
+}
+
+/// Tables of vectors are looked up, not multiplied by.
+fn is_layer(path: &str) -> bool {
+    !path.ends_with("_embedding")
+}
+
 /// A module's tensor with all changes added, or `None` if none changes it.
 fn apply(
     tensors: &NamedTensors,
@@ -119,10 +167,8 @@ fn apply(
     let base = stored.map(|base| base.to_dtype(DType::F32)).transpose()?;
     let mut sum: Option<Tensor> = None;
     for change in changes {
-        let added = delta(change.adapter, base.as_ref(), change.scale).map_err(|reason| {
-            let reason = format!("{}: {reason} ({path}.{name})", change.key);
-            Error::format(change.lora.name.as_ref(), reason)
-        })?;
+        let added = delta(change.adapter, base.as_ref(), change.scale)
+            .map_err(|reason| change.error(&format!("{path}.{name}"), reason))?;
         sum = match (sum, added) {
             (Some(sum), Some(added)) => Some((sum + added)?),
             (sum, added) => sum.or(added),

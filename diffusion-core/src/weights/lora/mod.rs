@@ -22,7 +22,7 @@ use crate::nn::TensorSource;
 
 use adapter::Adapter;
 use keys::{Slot, Spelled};
-pub use merge::{LoraReport, MergedLoras, merge_loras};
+pub use merge::{LoraMode, LoraReport, MergedLoras, merge_loras};
 use peft::PeftSettings;
 pub use scale::LoraScale;
 
