@@ -3,6 +3,8 @@
 mod adapters;
 mod builder;
 mod check;
+mod image_encoder;
+mod image_prompts;
 mod memory;
 mod request;
 mod run;
@@ -18,6 +20,9 @@ use serde_json::Value;
 
 use adapters::Adapters;
 pub use builder::PipelineBuilder;
+pub use image_encoder::ImageEncoderFiles;
+use image_prompts::Sight;
+pub use image_prompts::{ImageEmbeds, IpAdapterImage};
 pub use request::GenerateRequest;
 pub use run::Sampled;
 
@@ -40,6 +45,7 @@ pub struct Pipeline {
     scheduler_config: Value,
     device: Device,
     adapters: Adapters,
+    sight: Sight,
 }
 
 impl Pipeline {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use serde_json::Value;
 
+use super::IpAdapterImage;
 use crate::scheduler::Scheduler;
 
 /// How a request names its scheduler.
@@ -43,6 +44,7 @@ pub struct GenerateRequest {
     pub(super) eta: Option<f64>,
     pub(super) scheduler: Option<SchedulerChoice>,
     pub(super) latents: Option<Tensor>,
+    pub(super) ip_adapter_images: Vec<IpAdapterImage>,
 }
 
 impl GenerateRequest {
@@ -61,6 +63,7 @@ impl GenerateRequest {
             eta: None,
             scheduler: None,
             latents: None,
+            ip_adapter_images: Vec::new(),
         }
     }
 
@@ -159,6 +162,13 @@ impl GenerateRequest {
     /// unit variance. It sets the size, where the request names none.
     pub fn latents(mut self, latents: Tensor) -> Self {
         self.latents = Some(latents);
+        self
+    }
+
+    /// A picture, or several in an [`IpAdapterImage`], for the pipeline's IP-Adapter; a second call is for its
+    /// second adapter, and so on. A request without any runs as if there were no adapter.
+    pub fn ip_adapter_image(mut self, image: impl Into<IpAdapterImage>) -> Self {
+        self.ip_adapter_images.push(image.into());
         self
     }
 }

@@ -85,7 +85,8 @@ impl Pipeline {
         let needs_unconditional = checked.scheduler.needs_unconditional();
         let is_guided = Guided::is_guided(&self.unet, request.guidance_scale, needs_unconditional);
         let negative_prompt = is_guided.then_some(request.negative_prompt.as_str());
-        let (conditioning, warnings) = self.encode_prompt(&request.prompt, negative_prompt)?;
+        let (mut conditioning, warnings) = self.encode_prompt(&request.prompt, negative_prompt)?;
+        conditioning.image_prompts = self.encode_image_prompts(request, is_guided)?;
         let encode = start.elapsed();
         let sampled = self.sample_checked(&conditioning, request, checked, progress)?;
         Ok(Sampled {
@@ -132,12 +133,13 @@ impl Pipeline {
             negative_prompt_embeds: negative_prompt.map(|text| encode(text, true)).transpose()?,
             text_time: None,
             negative_text_time: None,
+            image_prompts: Vec::new(),
         };
         Ok((conditioning, warnings))
     }
 
     /// The middle stage: from noise to clean latents under a conditioning, of one row for all pictures or of
-    /// one for each. The request's prompts are not read.
+    /// one for each. The request's prompts are not read, be they words or pictures.
     ///
     /// # Errors
     /// As [`generate_with`](Self::generate_with).
