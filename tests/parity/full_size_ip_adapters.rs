@@ -112,7 +112,11 @@ fn every_tensor_of_the_published_adapters_has_a_place() -> TestResult {
         for (encoder, files) in &published.encoders {
             let path = std::path::Path::new("config.json");
             let fits = config.check_encoder(&ClipVisionConfig::from_json(path, &files.config)?);
-            assert_eq!(fits.is_ok(), *encoder == adapter.encoder, "{name} {encoder}");
+            assert_eq!(
+                fits.is_ok(),
+                *encoder == adapter.encoder,
+                "{name} {encoder}"
+            );
         }
     }
     Ok(())
@@ -144,10 +148,7 @@ fn each_tensor_counts() -> TestResult {
 #[test]
 fn adapters_of_other_families_are_refused_with_the_reason() -> TestResult {
     let published = published()?;
-    let (sd15, sdxl) = (
-        layers(&published, "sd15"),
-        layers(&published, "sdxl_base"),
-    );
+    let (sd15, sdxl) = (layers(&published, "sd15"), layers(&published, "sdxl_base"));
     let refused = |name: &str, layers: &[CrossAttention]| -> TestResult<String> {
         match open(&published.adapters[name].tensors, layers) {
             Err(error @ Error::InvalidArgument { .. }) => Ok(error.to_string()),

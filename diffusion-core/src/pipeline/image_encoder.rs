@@ -33,13 +33,13 @@ impl ImageEncoderFiles {
             return Ok(Self { config, tensors });
         }
         let folder = Component::open(path, None)?;
-        let class = folder.config["architectures"][0].as_str();
-        if let Some(class) = class.filter(|class| !class.starts_with("CLIP")) {
-            let reason = format!("expected a CLIPVisionModelWithProjection, found a {class}");
-            return Err(Error::format(&folder.config_path, reason));
+        let tensors = folder.open_weights()?;
+        if !ClipVisionConfig::describes(&tensors) {
+            let reason = "not a CLIPVisionModelWithProjection: its tensors are not those of one";
+            return Err(Error::format(&folder.path, reason));
         }
         let config = ClipVisionConfig::from_json(&folder.config_path, &folder.config)?;
-        let tensors = Box::new(folder.open_weights()?);
+        let tensors = Box::new(tensors);
         Ok(Self { config, tensors })
     }
 
