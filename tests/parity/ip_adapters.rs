@@ -9,7 +9,7 @@ use diffusion_core::model::{
 };
 use diffusion_core::nn::{ActivationFunction, ImageAttention, NamedTensors, TensorSource};
 use diffusion_core::pipeline::{ImageEmbeds, ImageEncoderFiles, IpAdapterImage};
-use diffusion_core::weights::TensorFile;
+use diffusion_core::weights::{Lora, TensorFile};
 use diffusion_core::{
     Conditioning, DType, Device, GenerateRequest, Pipeline, Progress, RgbImage, Tensor, UNet,
 };
@@ -308,6 +308,24 @@ fn without_strength_or_pictures_the_base_is_left_to_the_bit() -> TestResult {
     assert_ne!(bits(&latents(&pipe, &loud, None)?)?, base);
     pipe.clear_ip_adapters();
     assert_eq!(bits(&latents(&pipe, &request, None)?)?, base);
+    Ok(())
+}
+
+#[test]
+fn loras_come_and_go_beside_pictures() -> TestResult {
+    let golden = Golden::open("ip_adapters")?;
+    let (run, case) = case_named("plain")?;
+    let mut pipe = pipeline(&case)?;
+    let request = with_images(run_request(&run, 5.0)?, images(&case, &golden)?);
+    let before = bits(&latents(&pipe, &request, None)?)?;
+    let lora = Lora::open(golden_path("loras/several_a.safetensors"))?;
+    pipe.set_loras(&[(&lora, 1.0)])?;
+    let with_both = bits(&latents(&pipe, &request, None)?)?;
+    assert_ne!(with_both, before);
+    let lora_alone = run_request(&run, 5.0)?;
+    assert_ne!(with_both, bits(&latents(&pipe, &lora_alone, None)?)?);
+    pipe.clear_loras();
+    assert_eq!(bits(&latents(&pipe, &request, None)?)?, before);
     Ok(())
 }
 

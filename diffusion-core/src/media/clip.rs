@@ -23,9 +23,9 @@ const A: f64 = -0.5;
 /// Turns a picture into what CLIP's vision model takes: the shorter side brought to `side` pixels by a bicubic
 /// filter, the square in the middle cut out, colours brought to CLIP's mean and deviation.
 ///
-/// The levels are those of transformers' `CLIPImageProcessor` on Pillow, bit for bit: both passes round
-/// to 8 bits there, which is up to two levels from filters that round once. What is not in the square is not
-/// computed, so memory does not grow with the picture's proportions.
+/// The levels are those of transformers' `CLIPImageProcessor` on Pillow, bit for bit: weights in fixed point, and
+/// both passes round and clip to 8 bits. What is not in the square is not computed, so memory does not grow
+/// with the picture's proportions.
 ///
 /// # Shapes
 /// Returns `(1, 3, side, side)`, f32.

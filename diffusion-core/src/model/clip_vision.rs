@@ -1,5 +1,6 @@
 //! CLIP's vision model.
 
+use std::fmt;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
@@ -178,6 +179,23 @@ impl ClipVisionConfig {
             return Err(Error::argument("num_channels", "3, of RGB pictures", found));
         }
         Ok(self.image_size / self.patch_size)
+    }
+}
+
+/// A line for people.
+impl fmt::Display for ClipVisionConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "CLIP vision model {}of {} layers with {} channels, projected to {}; pictures of {} pixels in patches of {}",
+            self.published_name()
+                .map_or(String::new(), |name| format!("{name} ")),
+            self.num_hidden_layers,
+            self.hidden_size,
+            self.projection_dim,
+            self.image_size,
+            self.patch_size
+        )
     }
 }
 

@@ -74,7 +74,11 @@ pub(super) fn add_pictures(
 ) -> Result<Activation> {
     pictures.iter().try_fold(found, |found, picture| {
         let ImageKeyValue { key, value, scale } = picture;
-        let seen = attention(queries, key, value, heads, Mask::None, upcast)?;
+        let (key, value) = (
+            key.to_dtype(queries.dtype())?,
+            value.to_dtype(queries.dtype())?,
+        );
+        let seen = attention(queries, &key, &value, heads, Mask::None, upcast)?;
         found.add(&seen.affine(*scale, 0.0)?)
     })
 }

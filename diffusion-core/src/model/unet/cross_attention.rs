@@ -39,3 +39,34 @@ fn order(path: &str) -> (usize, Vec<usize>) {
     let numbers = path.split('.').filter_map(|part| part.parse().ok());
     (section.unwrap_or(sections.len()), numbers.collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device, Tensor};
+
+    use super::*;
+    use crate::Result;
+
+    #[test]
+    fn the_middle_comes_last_and_numbers_are_numbers() -> Result<()> {
+        let in_order = [
+            "down_blocks.1.attentions.0.transformer_blocks.2",
+            "down_blocks.1.attentions.0.transformer_blocks.10",
+            "down_blocks.1.attentions.1.transformer_blocks.0",
+            "down_blocks.2.attentions.0.transformer_blocks.0",
+            "up_blocks.0.attentions.0.transformer_blocks.0",
+            "mid_block.attentions.0.transformer_blocks.0",
+        ];
+        let weight = Tensor::zeros((6, 4), DType::F32, &Device::Cpu)?;
+        let attention = |path: &str, layer: &str| format!("{path}.{layer}.to_k.weight");
+        let names = in_order
+            .iter()
+            .flat_map(|path| [attention(path, "attn1"), attention(path, "attn2")]);
+        let tensors = names.map(|name| (name, weight.clone())).collect();
+        let layers = of(&Weights::new(tensors, DType::F32, Device::Cpu));
+        let paths: Vec<_> = layers.iter().map(|layer| layer.path.as_str()).collect();
+        assert_eq!(paths, in_order);
+        assert!(layers.iter().all(|l| (l.inner, l.context) == (6, 4)));
+        Ok(())
+    }
+}
