@@ -21,6 +21,7 @@ import containers
 import embeddings
 import equations
 import gradients
+import ip_adapters
 import loras
 import networks
 import parameters
@@ -60,6 +61,7 @@ def main():
         "gradients": gradients.make,
         "loras": loras.make,
         "embeddings": embeddings.make,
+        "ip_adapters": ip_adapters.make,
         "runs": runs.make,
         "sdxl": sdxl.make,
         "containers": containers.make,

@@ -24,6 +24,7 @@ fn conditioning(golden: &Golden) -> TestResult<Conditioning> {
         negative_prompt_embeds: Some(golden.tensor("negative_prompt_embeds")?),
         text_time: Some(text_time("pooled_prompt_embeds")?),
         negative_text_time: Some(text_time("negative_pooled_prompt_embeds")?),
+        image_prompts: Vec::new(),
     })
 }
 

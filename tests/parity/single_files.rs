@@ -191,8 +191,8 @@ fn families_are_told_by_their_tensors() -> TestResult {
         );
         for part in &description.components {
             assert_eq!(
-                part.num_bytes,
-                2 * part.num_parameters,
+                part.tensors.num_bytes,
+                2 * part.tensors.num_parameters,
                 "{name} {}",
                 part.kind
             );

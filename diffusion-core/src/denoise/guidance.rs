@@ -4,11 +4,11 @@ use std::ops::Range;
 
 use candle_core::{D, DType, Tensor};
 
-use super::{Denoiser, Estimate, NoiseSchedule};
+use super::{Denoiser, Estimate, ImagePrompt, NoiseSchedule};
 use crate::config::PerLevel;
 use crate::error::{Error, Result};
 use crate::model::{TextTime, UNet, UNetInput};
-use crate::nn::guidance_embedding;
+use crate::nn::{ImageAttention, guidance_embedding};
 
 /// Everything that a UNet is told about the wanted picture.
 #[derive(Debug, Clone)]
@@ -21,6 +21,8 @@ pub struct Conditioning {
     pub text_time: Option<TextTime>,
     /// What SDXL is told beside the negative prompt.
     pub negative_text_time: Option<TextTime>,
+    /// Pictures beside the prompt.
+    pub image_prompts: Vec<ImagePrompt>,
 }
 
 impl Conditioning {
@@ -35,6 +37,7 @@ impl Conditioning {
         .into_iter()
         .flatten()
         .chain(times.flat_map(|time| [&time.text_embeds, &time.time_ids]))
+        .chain(self.image_prompts.iter().flat_map(ImagePrompt::tensors))
     }
 
     /// Checks that there is one row, or one for each picture.
@@ -57,10 +60,8 @@ impl Conditioning {
     /// # Errors
     /// [`Error::Tensor`] if the range does not fit.
     pub fn of_images(&self, images: &Range<usize>, num_images: usize) -> Result<Self> {
-        let rows = |tensor: &Tensor| match tensor.dim(0)? {
-            rows if rows == num_images => tensor.narrow(0, images.start, images.len()),
-            _ => Ok(tensor.clone()),
-        };
+        let rows = |tensor: &Tensor| rows_of(tensor, images, num_images);
+        let image_prompt = |prompt: &ImagePrompt| prompt.of_images(images, num_images);
         let time = |time: &TextTime| {
             let (text_embeds, time_ids) = (rows(&time.text_embeds)?, rows(&time.time_ids)?);
             Ok::<_, Error>(TextTime {
@@ -73,7 +74,20 @@ impl Conditioning {
             negative_prompt_embeds: self.negative_prompt_embeds.as_ref().map(rows).transpose()?,
             text_time: self.text_time.as_ref().map(time).transpose()?,
             negative_text_time: self.negative_text_time.as_ref().map(time).transpose()?,
+            image_prompts: self
+                .image_prompts
+                .iter()
+                .map(image_prompt)
+                .collect::<Result<_>>()?,
         })
+    }
+}
+
+/// The rows of some of `num_images` pictures, or the one row of all.
+pub(super) fn rows_of(tensor: &Tensor, images: &Range<usize>, num_images: usize) -> Result<Tensor> {
+    match tensor.dim(0)? {
+        rows if rows == num_images => Ok(tensor.narrow(0, images.start, images.len())?),
+        _ => Ok(tensor.clone()),
     }
 }
 
@@ -90,6 +104,7 @@ pub struct Guided<'a> {
     context: Tensor,
     text_time: Option<TextTime>,
     timestep_cond: Option<Tensor>,
+    image_attention: ImageAttention,
 }
 
 impl<'a> Guided<'a> {
@@ -118,6 +133,10 @@ impl<'a> Guided<'a> {
         check_width(unet, &conditioning.prompt_embeds)?;
         let halves = if guided { 2 } else { 1 };
         let device = conditioning.prompt_embeds.device();
+        let mut image_attention = ImageAttention::default();
+        for prompt in &conditioning.image_prompts {
+            prompt.attend(halves, batch, &mut image_attention)?;
+        }
         Ok(Self {
             unet,
             noise,
@@ -145,6 +164,7 @@ impl<'a> Guided<'a> {
             timestep_cond: distilled
                 .map(|dim| guidance_embedding(guidance_scale, batch, dim, device))
                 .transpose()?,
+            image_attention,
         })
     }
 }
@@ -163,7 +183,7 @@ fn check_width(unet: &UNet, prompt_embeds: &Tensor) -> Result<()> {
 }
 
 /// The negative half, if wanted, then the positive, each repeated for the batch.
-fn halves_of(
+pub(super) fn halves_of(
     positive: &Tensor,
     negative: Option<&Tensor>,
     halves: usize,
@@ -208,6 +228,7 @@ impl Denoiser for Guided<'_> {
         let output = self.unet.forward(&UNetInput {
             text_time: self.text_time.as_ref(),
             timestep_cond: self.timestep_cond.as_ref(),
+            image_attention: Some(&self.image_attention),
             ..UNetInput::new(&sample, &[timestep], &self.context)
         })?;
         let output = output.to_dtype(DType::F32)?;

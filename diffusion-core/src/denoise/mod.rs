@@ -1,12 +1,14 @@
 //! From noisy latents to an estimate of the clean ones.
 
 mod guidance;
+mod image_prompt;
 mod noise_config;
 mod schedule;
 
 use candle_core::Tensor;
 
 pub use guidance::{Conditioning, Guided};
+pub use image_prompt::ImagePrompt;
 pub use noise_config::{BetaSchedule, NoiseForm, NoiseScheduleConfig, PredictionType};
 pub use schedule::{NoiseSchedule, ZERO_SNR_SIGMA};
 pub(crate) use schedule::{flow_to_sigma, shifted};

@@ -6,11 +6,12 @@ use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::clip_tower::{Tower, TowerConfig};
 use crate::config::parse_model;
 use crate::error::{Error, Result};
 use crate::nn::{
     Activation, ActivationFunction, LayerNorm, Linear, Mask, NamedTensors, Params, TensorSource,
-    WeightChanges, Weights, attention,
+    WeightChanges, Weights,
 };
 
 /// The end-of-text id by which old configurations mean "the largest id of the prompt".
@@ -76,6 +77,18 @@ impl Default for ClipTextConfig {
 }
 
 impl ClipTextConfig {
+    fn tower(&self) -> TowerConfig {
+        TowerConfig {
+            layers: self.num_hidden_layers,
+            hidden: self.hidden_size,
+            intermediate: self.intermediate_size,
+            heads: self.num_attention_heads,
+            function: self.hidden_act,
+            eps: self.layer_norm_eps,
+            mask: Mask::Causal,
+        }
+    }
+
     fn has_projection(&self, params: Params<'_>) -> bool {
         match &self.architectures {
             Some(classes) => classes
@@ -83,51 +96,6 @@ impl ClipTextConfig {
                 .any(|class| class == "CLIPTextModelWithProjection"),
             None => params.contains("text_projection.weight"),
         }
-    }
-}
-
-#[derive(Debug, Clone)]
-struct Layer {
-    layer_norm1: LayerNorm,
-    q_proj: Linear,
-    k_proj: Linear,
-    v_proj: Linear,
-    out_proj: Linear,
-    layer_norm2: LayerNorm,
-    fc1: Linear,
-    fc2: Linear,
-}
-
-impl Layer {
-    fn new(params: Params<'_>, config: &ClipTextConfig) -> Result<Self> {
-        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-        let linear =
-            |name: &str, input, output| params.at(name, |p| Linear::new(p, input, output, true));
-        let norm =
-            |name: &str| params.at(name, |p| LayerNorm::new(p, hidden, config.layer_norm_eps));
-        Ok(Self {
-            layer_norm1: norm("layer_norm1")?,
-            q_proj: linear("self_attn.q_proj", hidden, hidden)?,
-            k_proj: linear("self_attn.k_proj", hidden, hidden)?,
-            v_proj: linear("self_attn.v_proj", hidden, hidden)?,
-            out_proj: linear("self_attn.out_proj", hidden, hidden)?,
-            layer_norm2: norm("layer_norm2")?,
-            fc1: linear("mlp.fc1", hidden, inner)?,
-            fc2: linear("mlp.fc2", inner, hidden)?,
-        })
-    }
-
-    fn forward(&self, x: &Activation, config: &ClipTextConfig) -> Result<Activation> {
-        let normed = self.layer_norm1.forward(x)?;
-        let (q, k, v) = (
-            self.q_proj.forward(&normed)?,
-            self.k_proj.forward(&normed)?,
-            self.v_proj.forward(&normed)?,
-        );
-        let attended = attention(&q, &k, &v, config.num_attention_heads, Mask::Causal, false)?;
-        let x = x.add(&self.out_proj.forward(&attended)?)?;
-        let hidden = self.fc1.forward(&self.layer_norm2.forward(&x)?)?;
-        x.add(&self.fc2.forward(&config.hidden_act.apply(&hidden)?)?)
     }
 }
 
@@ -152,7 +120,7 @@ pub struct TextEncoding {
 pub struct TextEncoder {
     token_embedding: Tensor,
     position_embedding: Tensor,
-    layers: Vec<Layer>,
+    encoder: Tower,
     final_layer_norm: LayerNorm,
     text_projection: Option<Linear>,
     config: ClipTextConfig,
@@ -188,13 +156,7 @@ impl TextEncoder {
                     "embeddings.position_embedding.weight",
                     config.max_position_embeddings,
                 )?,
-                layers: (0..config.num_hidden_layers)
-                    .map(|i| {
-                        params.at(at(&format!("encoder.layers.{i}")), |p| {
-                            Layer::new(p, &config)
-                        })
-                    })
-                    .collect::<Result<_>>()?,
+                encoder: params.at(at("encoder"), |p| Tower::new(p, config.tower()))?,
                 final_layer_norm: params.at(at("final_layer_norm"), |p| {
                     LayerNorm::new(p, hidden, config.layer_norm_eps)
                 })?,
@@ -307,13 +269,9 @@ impl TextEncoder {
             .position_embedding
             .narrow(0, 0, tokens)?
             .to_dtype(self.dtype)?;
-        let mut x = Activation::new(embedded.broadcast_add(&positions)?);
-        let mut hidden_states = vec![x.tensor().clone()];
-        for layer in &self.layers {
-            x = layer.forward(&x, &self.config)?;
-            hidden_states.push(x.tensor().clone());
-        }
-        let last_hidden_state = self.final_norm(x.tensor())?;
+        let embedded = Activation::new(embedded.broadcast_add(&positions)?);
+        let hidden_states = self.encoder.forward(embedded)?;
+        let last_hidden_state = self.final_norm(&hidden_states[hidden_states.len() - 1])?;
         let pooled = self.pool(ids, &last_hidden_state)?;
         let text_embeds = self
             .text_projection

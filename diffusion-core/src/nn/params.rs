@@ -373,6 +373,11 @@ impl Params<'_> {
         }
     }
 
+    /// Where this place is: the names on the way to it, joined by dots.
+    pub fn path(&self) -> &str {
+        self.path
+    }
+
     /// The device that the weights go to.
     pub fn device(&self) -> &Device {
         self.root.device

@@ -1,7 +1,8 @@
 //! The spatial transformer: self-attention, cross-attention and a gated feed-forward layer.
 
+use super::image_attention::{ImageKeyValue, add_pictures};
 use super::{
-    Activation, ActivationFunction, GroupNorm, LayerNorm, Linear, Mask, Params, attention,
+    Activation, ActivationFunction, Context, GroupNorm, LayerNorm, Linear, Mask, Params, attention,
 };
 use crate::error::{Error, Result};
 
@@ -77,15 +78,31 @@ impl Attention {
     /// # Errors
     /// [`Error::Tensor`](crate::Error::Tensor) if the shapes do not fit.
     pub fn forward(&self, x: &Activation, context: Option<&Activation>) -> Result<Activation> {
-        let context = context.unwrap_or(x);
+        self.forward_with_pictures(x, context.unwrap_or(x), &[])
+    }
+
+    /// Attends to `context` and, with the same queries, to pictures.
+    ///
+    /// # Shapes
+    /// As [`forward`](Self::forward); the batch of `pictures` is that of `x`.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`](crate::Error::Tensor) if the shapes do not fit.
+    pub fn forward_with_pictures(
+        &self,
+        x: &Activation,
+        context: &Activation,
+        pictures: &[ImageKeyValue],
+    ) -> Result<Activation> {
         let (q, k, v) = (
             self.to_q.forward(x)?,
             self.to_k.forward(context)?,
             self.to_v.forward(context)?,
         );
         let AttentionConfig { heads, upcast, .. } = self.config;
+        let found = attention(&q, &k, &v, heads, Mask::None, upcast)?;
         self.to_out
-            .forward(&attention(&q, &k, &v, heads, Mask::None, upcast)?)
+            .forward(&add_pictures(found, &q, pictures, heads, upcast)?)
     }
 }
 
@@ -149,6 +166,8 @@ struct TransformerBlock {
     norm3: LayerNorm,
     ff: FeedForward,
     only_cross_attention: bool,
+    /// Where the block is in its model, by which pictures for it are found.
+    path: String,
 }
 
 impl TransformerBlock {
@@ -179,17 +198,19 @@ impl TransformerBlock {
             norm3: norm("norm3")?,
             ff: params.at("ff", |p| FeedForward::new(p, channels))?,
             only_cross_attention: config.only_cross_attention,
+            path: params.path().to_owned(),
         })
     }
 
-    fn forward(&self, x: &Activation, context: &Activation) -> Result<Activation> {
-        let first_context = self.only_cross_attention.then_some(context);
+    fn forward(&self, x: &Activation, context: Context<'_>) -> Result<Activation> {
+        let first_context = self.only_cross_attention.then_some(context.text);
         let x = x.add(&self.attn1.forward(&self.norm1.forward(x)?, first_context)?)?;
-        let x = x.add(
-            &self
-                .attn2
-                .forward(&self.norm2.forward(&x)?, Some(context))?,
-        )?;
+        let pictures = context.pictures.map_or(&[][..], |all| all.at(&self.path));
+        let normed = self.norm2.forward(&x)?;
+        let attended = self
+            .attn2
+            .forward_with_pictures(&normed, context.text, pictures)?;
+        let x = x.add(&attended)?;
         x.add(&self.ff.forward(&self.norm3.forward(&x)?)?)
     }
 }
@@ -234,12 +255,12 @@ impl Transformer2d {
     }
 
     /// # Shapes
-    /// `x`: `(batch, height, width, channels)`, `context`: `(batch, tokens, cross_attention_dim)`;
+    /// `x`: `(batch, height, width, channels)`, the text of `context`: `(batch, tokens, cross_attention_dim)`;
     /// returns the shape of `x`.
     ///
     /// # Errors
     /// [`Error::Tensor`](crate::Error::Tensor) if the shapes do not fit.
-    pub fn forward(&self, x: &Activation, context: &Activation) -> Result<Activation> {
+    pub fn forward(&self, x: &Activation, context: Context<'_>) -> Result<Activation> {
         let (height, width) = x.size()?;
         let mut hidden = self.proj_in.forward(&self.norm.forward(x)?.to_tokens()?)?;
         for block in &self.transformer_blocks {

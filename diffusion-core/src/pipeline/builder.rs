@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::Pipeline;
 use super::adapters::{Adapters, TextPart};
+use super::image_prompts::Sight;
 use crate::denoise::NoiseSchedule;
 use crate::device::check_weights_dtype;
 use crate::error::{Error, Result};
@@ -35,6 +36,8 @@ pub struct PipelineBuilder {
     loras: Vec<(PathBuf, LoraScale)>,
     lora_mode: LoraMode,
     embeddings: Vec<Embedding>,
+    image_encoder: Option<PathBuf>,
+    ip_adapters: Vec<PathBuf>,
 }
 
 impl PipelineBuilder {
@@ -139,6 +142,20 @@ impl PipelineBuilder {
         self
     }
 
+    /// An IP-Adapter, by which requests have pictures as prompts; see [`Pipeline::add_ip_adapter`]. Several are
+    /// counted in the order of the calls.
+    pub fn ip_adapter(mut self, path: impl Into<PathBuf>) -> Self {
+        self.ip_adapters.push(path.into());
+        self
+    }
+
+    /// The image encoder of the IP-Adapters; see [`Pipeline::load_image_encoder`]. Default: the one that lies
+    /// beside the first of them.
+    pub fn image_encoder(mut self, path: impl Into<PathBuf>) -> Self {
+        self.image_encoder = Some(path.into());
+        self
+    }
+
     /// Reads what is still missing from the checkpoint.
     ///
     /// # Errors
@@ -228,7 +245,14 @@ impl PipelineBuilder {
             scheduler_config,
             device,
             adapters: Adapters::default(),
+            sight: Sight::default(),
         };
+        if let Some(path) = self.image_encoder {
+            pipeline.load_image_encoder(path)?;
+        }
+        for path in self.ip_adapters {
+            pipeline.add_ip_adapter(path)?;
+        }
         for embedding in &self.embeddings {
             pipeline.add_embedding(embedding)?;
         }

@@ -101,6 +101,7 @@ impl Pipeline {
                 format!("it takes models of {expected}; others need a picture too"),
             ));
         }
+        self.check_image_prompts(request)?;
         let (width, height) = self.image_size(request)?;
         self.check_memory(width, height, batch_size.min(num_images))?;
         let latents = self.check_latents(request, width, height)?;

@@ -3,6 +3,8 @@
 mod adapters;
 mod builder;
 mod check;
+mod image_encoder;
+mod image_prompts;
 mod memory;
 mod prompt;
 mod request;
@@ -19,6 +21,9 @@ use serde_json::Value;
 
 use adapters::{Adapters, TextPart};
 pub use builder::PipelineBuilder;
+pub use image_encoder::ImageEncoderFiles;
+use image_prompts::Sight;
+pub use image_prompts::{ImageEmbeds, IpAdapterImage};
 pub use request::{GenerateRequest, PictureSizes};
 pub use run::Sampled;
 
@@ -43,6 +48,7 @@ pub struct Pipeline {
     scheduler_config: Value,
     device: Device,
     adapters: Adapters,
+    sight: Sight,
 }
 
 impl Pipeline {

@@ -1,4 +1,4 @@
-//! The first stage: from a request's texts and sizes to what the UNet is told.
+//! The first stage: from a request's texts, sizes and pictures to what the UNet is told.
 
 use candle_core::{D, DType, Tensor};
 
@@ -26,7 +26,7 @@ struct Texts<'a> {
 }
 
 impl Pipeline {
-    /// The first stage: a request's prompts, and the sizes that SDXL is told, as conditioning. The negative
+    /// The first stage: a request's prompts in words and pictures, and the sizes that SDXL is told, as conditioning. The negative
     /// half is there where the request's guidance needs one.
     ///
     /// # Errors
@@ -87,6 +87,7 @@ impl Pipeline {
             },
             prompt_embeds: positive.embeds,
             negative_prompt_embeds: negative.map(|encoded| encoded.embeds),
+            image_prompts: self.encode_image_prompts(request, is_guided)?,
         };
         Ok((conditioning, warnings))
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use serde_json::Value;
 
+use super::IpAdapterImage;
 use crate::scheduler::Scheduler;
 
 /// How a request names its scheduler.
@@ -51,6 +52,7 @@ pub struct GenerateRequest {
     pub(super) latents: Option<Tensor>,
     pub(super) denoising_start: Option<f64>,
     pub(super) denoising_end: Option<f64>,
+    pub(super) ip_adapter_images: Vec<IpAdapterImage>,
 }
 
 /// What SDXL is told of the picture that it was cut from and that it becomes, in pixels. Small originals give
@@ -91,6 +93,7 @@ impl GenerateRequest {
             latents: None,
             denoising_start: None,
             denoising_end: None,
+            ip_adapter_images: Vec::new(),
         }
     }
 
@@ -228,6 +231,13 @@ impl GenerateRequest {
     /// [`denoising_start`](Self::denoising_start) these are the latents to go on from.
     pub fn latents(mut self, latents: Tensor) -> Self {
         self.latents = Some(latents);
+        self
+    }
+
+    /// A picture, or several in an [`IpAdapterImage`], for the pipeline's IP-Adapter; a second call is for its
+    /// second adapter, and so on. A request without any runs as if there were no adapter.
+    pub fn ip_adapter_image(mut self, image: impl Into<IpAdapterImage>) -> Self {
+        self.ip_adapter_images.push(image.into());
         self
     }
 

@@ -100,7 +100,7 @@ impl Pipeline {
     }
 
     /// The middle stage: from noise to clean latents under a conditioning, of one row for all pictures or of
-    /// one for each. The request's prompts are not read.
+    /// one for each. The request's prompts are not read, be they words or pictures.
     ///
     /// # Errors
     /// As [`generate_with`](Self::generate_with).

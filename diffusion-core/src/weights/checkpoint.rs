@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::configs::Shapes;
-use super::description::{ComponentDescription, ModelDescription};
+use super::description::{ComponentDescription, ModelDescription, TensorSummary};
 use super::family::{Family, Model};
 use super::renamed::{Entry, RenamedTensors};
 use super::sections::{ComponentKind, Dialect, Sorted, is_average};
@@ -293,19 +293,6 @@ impl Checkpoint {
             sources: &self.sources,
             entries: &part.entries,
         };
-        let (mut parameters, mut bytes, mut dtypes) = (0u64, 0u64, BTreeMap::new());
-        for name in part.entries.keys() {
-            let shape = tensors.shape(name).unwrap_or_default();
-            let count = shape
-                .iter()
-                .fold(1u64, |count, &n| count.saturating_mul(n as u64));
-            let dtype = tensors.dtype(name);
-            let width = dtype.map_or(0, |dtype| dtype.size_in_bytes() as u64);
-            parameters = count.saturating_add(parameters);
-            bytes = count.saturating_mul(width).saturating_add(bytes);
-            let called = dtype.map_or("of another format", |dtype| dtype.as_str());
-            *dtypes.entry(called.to_owned()).or_default() += 1;
-        }
         let class = part.config["_class_name"]
             .as_str()
             .or_else(|| part.config["architectures"][0].as_str());
@@ -313,10 +300,7 @@ impl Checkpoint {
             kind,
             class_name: class.unwrap_or("of unknown class").to_owned(),
             dialect: part.dialect,
-            num_tensors: part.entries.len(),
-            num_parameters: parameters,
-            num_bytes: bytes,
-            dtypes,
+            tensors: TensorSummary::of(&tensors),
         }
     }
 

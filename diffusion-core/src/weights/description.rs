@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use super::{ComponentKind, Dialect, Family, Task};
+use crate::nn::TensorSource;
 
 /// What a checkpoint holds; its `Display` is a report for people.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,7 +42,15 @@ pub struct ComponentDescription {
     pub class_name: String,
     /// Whose names its tensors have.
     pub dialect: Dialect,
-    /// Tensors, as diffusers counts them.
+    /// Its tensors, as diffusers counts them.
+    pub tensors: TensorSummary,
+}
+
+/// How much a source of tensors holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TensorSummary {
+    /// Tensors.
     pub num_tensors: usize,
     /// Numbers in them.
     pub num_parameters: u64,
@@ -49,6 +58,50 @@ pub struct ComponentDescription {
     pub num_bytes: u64,
     /// Number formats, with how many tensors have each.
     pub dtypes: BTreeMap<String, usize>,
+}
+
+impl TensorSummary {
+    /// Counts all tensors of a source.
+    pub fn of(source: &dyn TensorSource) -> Self {
+        let mut summary = Self::default();
+        for name in source.tensor_names() {
+            let shape = source.shape(&name).unwrap_or_default();
+            let count = shape
+                .iter()
+                .fold(1u64, |count, &n| count.saturating_mul(n as u64));
+            let dtype = source.dtype(&name);
+            let width = dtype.map_or(0, |dtype| dtype.size_in_bytes() as u64);
+            let called = dtype.map_or("of another format", |dtype| dtype.as_str());
+            summary.num_tensors += 1;
+            summary.num_parameters = count.saturating_add(summary.num_parameters);
+            summary.num_bytes = count
+                .saturating_mul(width)
+                .saturating_add(summary.num_bytes);
+            *summary.dtypes.entry(called.to_owned()).or_default() += 1;
+        }
+        summary
+    }
+}
+
+impl fmt::Display for TensorSummary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let dtypes: Vec<_> = self
+            .dtypes
+            .iter()
+            .map(|(dtype, count)| match self.dtypes.len() {
+                1 => dtype.clone(),
+                _ => format!("{count} {dtype}"),
+            })
+            .collect();
+        write!(
+            f,
+            "{} tensors, {:.1} M parameters, {:.1} MiB, {}",
+            self.num_tensors,
+            self.num_parameters as f64 / 1e6,
+            self.num_bytes as f64 / f64::from(1 << 20),
+            dtypes.join(", ")
+        )
+    }
 }
 
 /// A report names no more of a list.
@@ -101,24 +154,10 @@ impl fmt::Display for ModelDescription {
 
 impl fmt::Display for ComponentDescription {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let dtypes: Vec<_> = self
-            .dtypes
-            .iter()
-            .map(|(dtype, count)| match self.dtypes.len() {
-                1 => dtype.clone(),
-                _ => format!("{count} {dtype}"),
-            })
-            .collect();
         write!(
             f,
-            "{}: {} ({:?} names), {} tensors, {:.1} M parameters, {:.1} MiB, {}",
-            self.kind,
-            self.class_name,
-            self.dialect,
-            self.num_tensors,
-            self.num_parameters as f64 / 1e6,
-            self.num_bytes as f64 / f64::from(1 << 20),
-            dtypes.join(", ")
+            "{}: {} ({:?} names), {}",
+            self.kind, self.class_name, self.dialect, self.tensors
         )
     }
 }

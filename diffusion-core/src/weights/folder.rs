@@ -119,14 +119,7 @@ impl DiffusersFolder {
         let Some(path) = self.component_path(name) else {
             return Ok(None);
         };
-        let config_path = path.join("config.json");
-        let config = read_json(&config_path)?;
-        Ok(Some(Component {
-            path,
-            config_path,
-            config,
-            variant: self.variant.clone(),
-        }))
+        Component::open(path, self.variant.as_deref()).map(Some)
     }
 
     /// A component that the model cannot do without.
@@ -155,6 +148,28 @@ impl DiffusersFolder {
 }
 
 impl Component {
+    /// Opens the folder of a component that stands alone. `variant` is as for [`DiffusersFolder::open`].
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if there is no such folder or no `config.json` in it, [`Error::Io`] or
+    /// [`Error::Format`] if the configuration cannot be read.
+    pub fn open(path: impl AsRef<Path>, variant: Option<&str>) -> Result<Self> {
+        let path = path.as_ref().to_owned();
+        let config_path = path.join("config.json");
+        if !config_path.is_file() {
+            let hint = "give the folder of a model with its config.json and weights".into();
+            let path = config_path;
+            return Err(Error::NotFound { path, hint });
+        }
+        let config = read_json(&config_path)?;
+        Ok(Self {
+            path,
+            config_path,
+            config,
+            variant: variant.map(str::to_owned),
+        })
+    }
+
     /// Maps the component's weights: one file, or the shards that an index lists. Of a safetensors file
     /// and a pickle with the same weights the first is read.
     ///

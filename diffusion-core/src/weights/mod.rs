@@ -24,7 +24,7 @@ mod stored;
 mod writer;
 
 pub use checkpoint::{Checkpoint, CheckpointComponent, OpenOptions};
-pub use description::{ComponentDescription, ModelDescription};
+pub use description::{ComponentDescription, ModelDescription, TensorSummary};
 pub use element::Element;
 pub use embedding::Embedding;
 pub use family::{Family, Task};

@@ -2,8 +2,8 @@
 
 use crate::error::{Error, Result};
 use crate::nn::{
-    Activation, Downsample, Params, ResnetBlock, ResnetConfig, Transformer2d, TransformerConfig,
-    Upsample,
+    Activation, Context, Downsample, Params, ResnetBlock, ResnetConfig, Transformer2d,
+    TransformerConfig, Upsample,
 };
 
 /// What the blocks of one level share.
@@ -19,7 +19,7 @@ pub(super) struct LevelConfig {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Conditioning<'a> {
     pub(super) temb: &'a Activation,
-    pub(super) context: &'a Activation,
+    pub(super) context: Context<'a>,
 }
 
 /// A residual block and the spatial transformer behind it.

@@ -65,7 +65,7 @@ impl Case {
         };
         let cond = Conditioning {
             temb: &temb,
-            context: &context,
+            context: Context::text(&context),
         };
         forward(&self.picture("hidden_states")?, cond)
     }

@@ -2,18 +2,21 @@
 
 mod blocks;
 mod config;
+mod cross_attention;
 
 use candle_core::{D, DType, Device, Tensor};
 
 use blocks::{Conditioning, DownBlock, LevelConfig, MidBlock, UpBlock};
 pub use config::{AdditionEmbedType, BlockType, MidBlockType, TransformerLayers, UNetConfig};
+pub use cross_attention::CrossAttention;
 
 use crate::config::PerLevel;
 use crate::device::compute_dtype;
 use crate::error::{Error, Result};
 use crate::nn::{
-    Activation, Conv2d, Conv2dConfig, GroupNorm, Params, ResnetConfig, TensorSource,
-    TimestepEmbedding, TransformerConfig, WeightChanges, Weights, sinusoidal_embedding,
+    Activation, Context, Conv2d, Conv2dConfig, GroupNorm, ImageAttention, Params, ResnetConfig,
+    TensorSource, TimestepEmbedding, TransformerConfig, WeightChanges, Weights,
+    sinusoidal_embedding,
 };
 
 /// What SDXL is told beside the text.
@@ -39,6 +42,8 @@ pub struct UNetInput<'a> {
     pub text_time: Option<&'a TextTime>,
     /// `(batch, time_cond_proj_dim)`: the guidance embedding of distilled models.
     pub timestep_cond: Option<&'a Tensor>,
+    /// Pictures that the cross-attention layers attend to beside the text, of the same batch.
+    pub image_attention: Option<&'a ImageAttention>,
 }
 
 impl<'a> UNetInput<'a> {
@@ -54,6 +59,7 @@ impl<'a> UNetInput<'a> {
             encoder_hidden_states,
             text_time: None,
             timestep_cond: None,
+            image_attention: None,
         }
     }
 }
@@ -188,6 +194,12 @@ impl UNet {
         &self.config
     }
 
+    /// The cross-attention layers, in the order in which diffusers counts attention layers: on the way down, on
+    /// the way up, in the middle.
+    pub fn cross_attentions(&self) -> Vec<CrossAttention> {
+        cross_attention::of(&self.weights)
+    }
+
     /// One evaluation.
     ///
     /// # Shapes
@@ -200,10 +212,13 @@ impl UNet {
     pub fn forward(&self, input: &UNetInput<'_>) -> Result<Tensor> {
         let batch = input.sample.dim(0)?;
         let temb = self.embed(input, batch)?;
-        let context = Activation::new(input.encoder_hidden_states.to_dtype(self.dtype)?);
+        let text = Activation::new(input.encoder_hidden_states.to_dtype(self.dtype)?);
         let cond = Conditioning {
             temb: &temb,
-            context: &context,
+            context: Context {
+                text: &text,
+                pictures: input.image_attention,
+            },
         };
         let mut x = Activation::from_nchw(&input.sample.to_dtype(self.dtype)?)?;
         if self.config.center_input_sample {

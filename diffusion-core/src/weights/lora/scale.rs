@@ -3,6 +3,7 @@
 use super::ModelPart;
 use super::modules::Module;
 use crate::error::{Error, Result};
+use crate::nn::innermost;
 
 /// The strength of an adapter: one number, or one for UNet and text encoders each, and factors for single
 /// blocks of the UNet.
@@ -131,18 +132,9 @@ impl LoraScale {
         if part != ModelPart::UNet {
             return self.text_encoder;
         }
-        let names = [Some(module.path.as_str()), module.original.as_deref()];
-        let is_below = |block: &str| {
-            names.into_iter().flatten().any(|name| {
-                name.strip_prefix(block)
-                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-            })
-        };
-        let fitting = self.blocks.iter().filter(|(block, _)| is_below(block));
-        let factor = fitting
-            .max_by_key(|(block, _)| block.len())
-            .map_or(1.0, |(_, factor)| *factor);
-        self.unet * factor
+        let path = module.path.as_str();
+        let names = [path, module.original.as_deref().unwrap_or(path)];
+        self.unet * innermost(&self.blocks, &names).unwrap_or(1.0)
     }
 
     /// Refuses numbers that would make every weight infinite.

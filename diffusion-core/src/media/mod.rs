@@ -1,7 +1,11 @@
 //! Pictures to tensors and back.
 
+mod clip;
+
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
+
+pub use clip::to_clip;
 
 use crate::error::{Error, Result};
 
