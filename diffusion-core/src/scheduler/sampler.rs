@@ -309,6 +309,7 @@ impl Sampler<'_> {
     ) -> Result<Tensor> {
         let mut solver = self.scheduler.solver();
         for index in start..sigmas.len() - 1 {
+            denoiser.begin_step(index - start, sigmas.len() - 1 - start);
             let mut step = Step {
                 index,
                 sigmas,
