@@ -176,7 +176,9 @@ mod tests {
         // 1.0 - float(i / n < start or (i + 1) / n > end)
         let steps = |start, end| {
             let window = Window { start, end };
-            (0..10).filter(|&i| window.contains(i, 10)).collect::<Vec<_>>()
+            (0..10)
+                .filter(|&i| window.contains(i, 10))
+                .collect::<Vec<_>>()
         };
         assert_eq!(steps(0.0, 1.0), (0..10).collect::<Vec<_>>());
         assert_eq!(steps(0.25, 0.75), [3, 4, 5, 6]);

@@ -70,7 +70,8 @@ impl ControlNetConfig {
         let mut encoder = json.clone();
         if let (Some(fields), Some(down)) = (
             encoder.as_object_mut(),
-            json.get("down_block_types").filter(|types| types.is_array()),
+            json.get("down_block_types")
+                .filter(|types| types.is_array()),
         ) {
             fields.insert("up_block_types".into(), down.clone());
         }
@@ -184,7 +185,10 @@ impl ControlNet {
         check("addition_embed_type", added(ours), added(theirs))?;
         let skips = |config: &UNetConfig| Ok::<_, Error>(format!("{:?}", config.skip_channels()?));
         check("channels of skips", skips(ours)?, skips(theirs)?)?;
-        let latents = (ours.in_channels.to_string(), theirs.out_channels.to_string());
+        let latents = (
+            ours.in_channels.to_string(),
+            theirs.out_channels.to_string(),
+        );
         check("latent channels", latents.0, latents.1)
     }
 

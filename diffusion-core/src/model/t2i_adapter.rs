@@ -215,7 +215,11 @@ impl T2iAdapter {
                     "a T2I-Adapter of the UNet's family (channels and scale of its levels, perhaps without the \
                      last: {places:?})"
                 );
-                Err(Error::argument("control", expected, format!("{features:?}")))
+                Err(Error::argument(
+                    "control",
+                    expected,
+                    format!("{features:?}"),
+                ))
             }
         }
     }
@@ -254,7 +258,12 @@ struct AdapterBlock {
 }
 
 impl AdapterBlock {
-    fn new(params: Params<'_>, level: Level, num_res_blocks: usize, is_light: bool) -> Result<Self> {
+    fn new(
+        params: Params<'_>,
+        level: Level,
+        num_res_blocks: usize,
+        is_light: bool,
+    ) -> Result<Self> {
         let Level { input, output, .. } = level;
         let conv = |name: &str, from, to, kernel| {
             params.at(name, |p| {
@@ -273,7 +282,10 @@ impl AdapterBlock {
             resnets: (0..num_res_blocks)
                 .map(|i| {
                     let block1 = conv(&format!("resnets.{i}.block1"), width, width, 3)?;
-                    Ok((block1, conv(&format!("resnets.{i}.block2"), width, width, kernel)?))
+                    Ok((
+                        block1,
+                        conv(&format!("resnets.{i}.block2"), width, width, kernel)?,
+                    ))
                 })
                 .collect::<Result<_>>()?,
             out_conv: is_light
@@ -311,7 +323,9 @@ fn pixel_unshuffle(x: &Activation, factor: usize) -> Result<Activation> {
         }
     }
     let (h, w) = (height / factor, width / factor);
-    let squares = x.tensor().reshape(&[batch, h, factor, w, factor, channels])?;
+    let squares = x
+        .tensor()
+        .reshape(&[batch, h, factor, w, factor, channels])?;
     let squares = squares.permute(vec![0, 1, 3, 5, 2, 4])?.contiguous()?;
     Ok(Activation::new(squares.reshape((
         batch,

@@ -228,6 +228,9 @@ impl PipelineBuilder {
             (ComponentKind::TextEncoder, self.text_encoder.is_some()),
             // Nothing reads it yet.
             (ComponentKind::TextEncoder2, true),
+            // Requests bring their own.
+            (ComponentKind::ControlNet, true),
+            (ComponentKind::T2iAdapter, true),
         ];
         let options = OpenOptions {
             variant: self.variant.take(),

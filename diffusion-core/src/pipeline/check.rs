@@ -88,8 +88,10 @@ impl Pipeline {
                 format!("it takes models of {expected}; others need a picture too"),
             ));
         }
+        self.check_controls(request)?;
         let (width, height) = self.image_size(request)?;
-        self.check_memory(width, height, batch_size.min(num_images))?;
+        let has_controls = !request.controls.is_empty();
+        self.check_memory(width, height, batch_size.min(num_images), has_controls)?;
         let latents = self.check_latents(request, width, height)?;
         let (scheduler, noise) = self.resolve_scheduler(request)?;
         let first = request.seed.unwrap_or_else(random_seed);

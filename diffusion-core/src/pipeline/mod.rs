@@ -3,6 +3,7 @@
 mod adapters;
 mod builder;
 mod check;
+mod controls;
 mod memory;
 mod request;
 mod run;
@@ -18,6 +19,7 @@ use serde_json::Value;
 
 use adapters::Adapters;
 pub use builder::PipelineBuilder;
+pub use controls::{Control, ControlImage, ControlModel};
 pub use request::GenerateRequest;
 pub use run::Sampled;
 

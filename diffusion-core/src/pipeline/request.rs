@@ -5,6 +5,7 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use serde_json::Value;
 
+use super::Control;
 use crate::scheduler::Scheduler;
 
 /// How a request names its scheduler.
@@ -43,6 +44,7 @@ pub struct GenerateRequest {
     pub(super) eta: Option<f64>,
     pub(super) scheduler: Option<SchedulerChoice>,
     pub(super) latents: Option<Tensor>,
+    pub(super) controls: Vec<Control>,
 }
 
 impl GenerateRequest {
@@ -61,6 +63,7 @@ impl GenerateRequest {
             eta: None,
             scheduler: None,
             latents: None,
+            controls: Vec::new(),
         }
     }
 
@@ -159,6 +162,12 @@ impl GenerateRequest {
     /// unit variance. It sets the size, where the request names none.
     pub fn latents(mut self, latents: Tensor) -> Self {
         self.latents = Some(latents);
+        self
+    }
+
+    /// A picture to follow, by a ControlNet or T2I-Adapter. Called again it adds another.
+    pub fn control(mut self, control: Control) -> Self {
+        self.controls.push(control);
         self
     }
 }

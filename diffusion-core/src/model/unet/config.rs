@@ -228,10 +228,14 @@ impl UNetConfig {
     /// The channels of the text that the way down and the middle attend to; `None` without attention there.
     pub(in crate::model) fn context_width(&self) -> Result<Option<usize>> {
         let levels = self.block_out_channels.len();
-        let widths = self.cross_attention_dim.to_vec("cross_attention_dim", levels)?;
+        let widths = self
+            .cross_attention_dim
+            .to_vec("cross_attention_dim", levels)?;
         let mut kinds = self.down_block_types.iter();
         let attending = kinds.position(|&kind| kind == BlockType::CrossAttention);
         let middle = self.mid_block_type == Some(MidBlockType::CrossAttention);
-        Ok(attending.or(middle.then_some(levels - 1)).map(|i| widths[i]))
+        Ok(attending
+            .or(middle.then_some(levels - 1))
+            .map(|i| widths[i]))
     }
 }

@@ -85,7 +85,11 @@ impl Levels {
         self.transformer_layers[index].to_vec("transformer_layers_per_block", count)
     }
 
-    pub(super) fn up_transformer_layers(&self, config: &UNetConfig, index: usize) -> Result<Vec<usize>> {
+    pub(super) fn up_transformer_layers(
+        &self,
+        config: &UNetConfig,
+        index: usize,
+    ) -> Result<Vec<usize>> {
         let from_bottom = self.heads.len() - 1 - index;
         let count = self.layers_per_block[from_bottom] + 1;
         let layers = match &config.reverse_transformer_layers_per_block {

@@ -15,9 +15,7 @@ use levels::Levels;
 pub use residuals::{ControlResiduals, UNetResiduals};
 
 use crate::error::Result;
-use crate::nn::{
-    Conv2d, Conv2dConfig, GroupNorm, NamedTensors, Params, TensorSource, Weights,
-};
+use crate::nn::{Conv2d, Conv2dConfig, GroupNorm, NamedTensors, Params, TensorSource, Weights};
 
 /// What SDXL is told beside the text.
 #[derive(Debug, Clone)]
@@ -166,7 +164,10 @@ impl UNet {
         for block in &self.up_blocks {
             x = block.forward(&x, encoded.conditioning(), &mut skips)?;
         }
-        let x = self.config().act_fn.apply(&self.conv_norm_out.forward(&x)?)?;
+        let x = self
+            .config()
+            .act_fn
+            .apply(&self.conv_norm_out.forward(&x)?)?;
         Ok(self.conv_out.forward(&x)?.to_nchw()?.to_dtype(DType::F32)?)
     }
 }

@@ -1,7 +1,11 @@
 //! Pictures to tensors and back.
 
+mod resize;
+
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
+
+pub use resize::resize;
 
 use crate::error::{Error, Result};
 
@@ -55,6 +59,30 @@ pub fn from_rgb8(picture: &RgbImage, device: &Device) -> Result<Tensor> {
     let (width, height) = (picture.width() as usize, picture.height() as usize);
     let pixels = Tensor::from_slice(picture.as_raw(), (1, height, width, 3), device)?;
     let scaled = pixels.to_dtype(DType::F32)?.affine(1.0 / 127.5, -1.0)?;
+    Ok(scaled.permute((0, 3, 1, 2))?.contiguous()?)
+}
+
+/// Turns a picture into what networks that read a picture beside the latents take: values in `[0, 1]`, in one
+/// channel of its brightness if it shall be `grey`, as Pillow reckons it.
+///
+/// # Shapes
+/// Returns `(1, 1 or 3, height, width)`, f32.
+///
+/// # Errors
+/// [`Error::Tensor`] if the device fails.
+pub fn to_unit_range(picture: &RgbImage, grey: bool, device: &Device) -> Result<Tensor> {
+    let (width, height) = (picture.width() as usize, picture.height() as usize);
+    let pixels = match grey {
+        true => {
+            let brightness = picture.pixels().map(|pixel| {
+                let [red, green, blue] = pixel.0.map(u32::from);
+                ((19595 * red + 38470 * green + 7471 * blue + (1 << 15)) >> 16) as u8
+            });
+            Tensor::from_iter(brightness, device)?.reshape((1, height, width, 1))?
+        }
+        false => Tensor::from_slice(picture.as_raw(), (1, height, width, 3), device)?,
+    };
+    let scaled = (pixels.to_dtype(DType::F32)? / 255.0)?;
     Ok(scaled.permute((0, 3, 1, 2))?.contiguous()?)
 }
 
