@@ -18,6 +18,7 @@ import transformers
 import brownian
 import comfyui
 import containers
+import controls
 import embeddings
 import equations
 import gradients
@@ -61,6 +62,7 @@ def main():
         "embeddings": embeddings.make,
         "runs": runs.make,
         "containers": containers.make,
+        "controls": controls.make,
     }
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(

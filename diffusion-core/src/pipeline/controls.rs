@@ -194,8 +194,14 @@ impl ControlImage {
         let (width, height) = size;
         let tensor = match self {
             Self::Rgb(picture) => {
-                let resized = media::resize(picture, width as u32, height as u32);
-                media::to_unit_range(&resized, channels == 1, device)?
+                let (width, height) = (width as u32, height as u32);
+                match channels {
+                    1 => {
+                        let resized = media::resize(&media::grey(picture), width, height);
+                        media::to_unit_range(&resized, device)?.narrow(1, 0, 1)?
+                    }
+                    _ => media::to_unit_range(&media::resize(picture, width, height), device)?,
+                }
             }
             Self::Tensor(tensor) => {
                 let tensor = tensor.to_device(device)?.to_dtype(DType::F32)?;
