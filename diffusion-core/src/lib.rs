@@ -42,9 +42,9 @@ pub use candle_core::{DType, Device, Tensor};
 pub use denoise::{Denoiser, NoiseSchedule, PredictionType};
 pub use error::{Error, ErrorKind, Result};
 pub use image::RgbImage;
-pub use model::{TextEncoder, Tokenizer, UNet, Vae};
+pub use model::{ControlNet, T2iAdapter, TextEncoder, Tokenizer, UNet, Vae};
 pub use pipeline::{
-    Conditioning, GenerateRequest, Generated, PictureSizes, Pipeline, Progress, Warning,
+    Conditioning, Control, GenerateRequest, Generated, PictureSizes, Pipeline, Progress, Warning,
 };
 pub use scheduler::{
     Ddim, DpmSolverMultistep, Euler, Scheduler, SigmaSchedule, Solver, Step, WithLevels,

@@ -18,6 +18,7 @@ import transformers
 import brownian
 import comfyui
 import containers
+import controls
 import embeddings
 import equations
 import gradients
@@ -65,6 +66,7 @@ def main():
         "runs": runs.make,
         "sdxl": sdxl.make,
         "containers": containers.make,
+        "controls": controls.make,
     }
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(

@@ -154,3 +154,48 @@ def check_open_clip(file, model, prefix):
     back = loader.convert_open_clip_checkpoint(model, dict(file), prefix=prefix)
     state = {wrapped(name): tensor for name, tensor in model.state_dict().items()}
     same({wrapped(name): tensor for name, tensor in back.items()}, state)
+
+
+HINTS = "controlnet_cond_embedding."
+
+
+def control_net(state, config, prefix="control_model."):
+    """lllyasviel's cldm.py: a list of hint convolutions with an activation behind each but the last."""
+    blocks = 2 * (len(config["conditioning_embedding_out_channels"]) - 1)
+    hints = {f"blocks.{i}": 2 * i + 2 for i in range(blocks)}
+    hints |= {"conv_in": 0, "conv_out": 2 * blocks + 2}
+    out = {}
+    for name, tensor in state.items():
+        module, leaf = name.rsplit(".", 1)
+        if name.startswith(HINTS):
+            new = f"input_hint_block.{hints[module.removeprefix(HINTS)]}.{leaf}"
+        elif name.startswith("controlnet_down_blocks."):
+            new = f"zero_convs.{module.rsplit('.', 1)[1]}.0.{leaf}"
+        elif name.startswith("controlnet_mid_block."):
+            new = f"middle_block_out.0.{leaf}"
+        else:
+            new = unet_name(name, config["layers_per_block"], ())
+        out[prefix + new] = tensor
+    return out
+
+
+def t2i_adapter(state, config):
+    """TencentARC's adapter.py: one list of residual blocks, or of light adapters' levels."""
+    out = {}
+    for name, tensor in state.items():
+        name = name.removeprefix("adapter.")
+        if config["adapter_type"] == "light_adapter":
+            name = name.replace("resnets.", "body.")
+        elif found := re.match(r"body\.(\d+)\.(.*)", name):
+            first, rest = int(found[1]) * config["num_res_blocks"], found[2]
+            if inner := re.match(r"resnets\.(\d+)\.(.*)", rest):
+                first, rest = first + int(inner[1]), inner[2]
+            name = f"body.{first}.{rest}"
+        out[name] = tensor
+    return out
+
+
+def check_control_net(file, state, config):
+    # The loader has no names for SDXL's added embedding.
+    added = [name for name in state if name.startswith("add_embedding.")]
+    same(loader.convert_controlnet_checkpoint(dict(file), config), state, ignore=added)

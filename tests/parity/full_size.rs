@@ -4,13 +4,16 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 
-use diffusion_core::model::{UNetConfig, Vae};
+use diffusion_core::model::{ControlNetConfig, T2iAdapterConfig, UNetConfig, Vae};
 use diffusion_core::nn::TensorSource;
 use diffusion_core::weights::{Checkpoint, ComponentKind, Family, OpenOptions, Task};
-use diffusion_core::{DType, Device, Error, Result, Tensor, TextEncoder, UNet};
+use diffusion_core::{
+    ControlNet, DType, Device, Error, Result, T2iAdapter, Tensor, TextEncoder, UNet,
+};
 use diffusion_tests::{TestResult, golden_path};
 use flate2::read::GzDecoder;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 type Shapes = BTreeMap<String, Vec<usize>>;
@@ -75,9 +78,13 @@ impl TensorSource for Odd<'_> {
     }
 }
 
-fn models() -> TestResult<HashMap<String, Model>> {
-    let file = File::open(golden_path("full_size_names.json.gz"))?;
+fn read<T: DeserializeOwned>(name: &str) -> TestResult<HashMap<String, T>> {
+    let file = File::open(golden_path(name))?;
     Ok(serde_json::from_reader(GzDecoder::new(file))?)
+}
+
+fn models() -> TestResult<HashMap<String, Model>> {
+    read("full_size_names.json.gz")
 }
 
 /// The shapes that a component's model asks for, or what else went wrong.
@@ -90,9 +97,17 @@ fn asked_for(kind: ComponentKind, config: &Value, source: &dyn TensorSource) -> 
             UNet::new(config, &odd, dtype, device).err()
         }
         ComponentKind::Vae => Vae::new(path, config, &odd, dtype, device).err(),
-        _ => {
+        ComponentKind::TextEncoder | ComponentKind::TextEncoder2 => {
             let config = TextEncoder::parse_config(path, config)?;
             TextEncoder::new(config, &odd, dtype, device).err()
+        }
+        ComponentKind::ControlNet => {
+            let config = ControlNetConfig::from_json(path, config)?;
+            ControlNet::new(config, &odd, dtype, device).err()
+        }
+        ComponentKind::T2iAdapter => {
+            let config = T2iAdapterConfig::from_json(path, config)?;
+            T2iAdapter::new(config, &odd, dtype, device).err()
         }
     };
     let Some(Error::Weights(report)) = error else {
@@ -190,7 +205,53 @@ fn assert_same_settings(what: &str, ours: &Value, published: &Value) {
         assert!(same, "{what} {key}: {found}, published {value}");
         compared += 1;
     }
-    assert!(compared > 8, "{what}: {compared} settings");
+    assert!(compared >= 5, "{what}: {compared} settings");
+}
+
+/// A network beside a model: its names in both dialects.
+#[derive(Deserialize)]
+struct Addition {
+    config: Value,
+    tensors: Shapes,
+    file: Shapes,
+}
+
+#[test]
+fn control_nets_and_adapters_have_a_place_for_every_tensor() -> TestResult {
+    use Family::{StableDiffusion1 as Sd1, StableDiffusion2 as Sd2, StableDiffusionXl as Xl};
+    let models: HashMap<String, Addition> = read("full_size_controls.json.gz")?;
+    let expected = [
+        ("control_sd15", ComponentKind::ControlNet, Some(Sd1)),
+        ("control_sd21", ComponentKind::ControlNet, Some(Sd2)),
+        ("control_sdxl", ComponentKind::ControlNet, Some(Xl)),
+        ("t2i_full", ComponentKind::T2iAdapter, None),
+        ("t2i_full_grey", ComponentKind::T2iAdapter, None),
+        ("t2i_light", ComponentKind::T2iAdapter, None),
+        ("t2i_full_xl", ComponentKind::T2iAdapter, Some(Xl)),
+    ];
+    assert_eq!(models.len(), expected.len());
+    for (name, kind, family) in expected {
+        let Addition {
+            config,
+            tensors,
+            file,
+        } = &models[name];
+        for names in [file, tensors] {
+            let source = Box::new(Names(names.clone()));
+            let checkpoint = Checkpoint::from_sources(name, vec![source], &OpenOptions::default())?;
+            let description = checkpoint.description();
+            assert_eq!(description.family, family, "{name}");
+            assert_eq!(description.unused, [""; 0], "{name}");
+            assert_eq!(checkpoint.components().collect::<Vec<_>>(), [kind]);
+            let found = checkpoint.required(kind)?;
+            assert_eq!(&shapes(&found.tensors), tensors, "{name}");
+            assert_eq!(&asked_for(kind, found.config, &found.tensors)?, tensors);
+            assert_same_settings(name, found.config, config);
+        }
+        let folder = Names(tensors.clone());
+        assert_eq!(&asked_for(kind, config, &folder)?, tensors, "{name}");
+    }
+    Ok(())
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod brownian;
 mod containers;
+mod controls;
 mod conversions;
 mod embeddings;
 mod full_size;

@@ -1,6 +1,7 @@
 //! Bad input is a typed error that says what was expected and found, never a panic.
 
 mod containers;
+mod controls;
 mod ip_adapters;
 mod requests;
 mod schedulers;

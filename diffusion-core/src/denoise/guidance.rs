@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use candle_core::{D, DType, Tensor};
 
-use super::{Denoiser, Estimate, ImagePrompt, NoiseSchedule};
+use super::{Controls, Denoiser, Estimate, ImagePrompt, NoiseSchedule};
 use crate::config::PerLevel;
 use crate::error::{Error, Result};
 use crate::model::{TextTime, UNet, UNetInput};
@@ -105,6 +105,9 @@ pub struct Guided<'a> {
     text_time: Option<TextTime>,
     timestep_cond: Option<Tensor>,
     image_attention: ImageAttention,
+    controls: Controls<'a>,
+    /// The number of the step and how many there are, once a run says so.
+    step: Option<(usize, usize)>,
 }
 
 impl<'a> Guided<'a> {
@@ -165,7 +168,15 @@ impl<'a> Guided<'a> {
                 .map(|dim| guidance_embedding(guidance_scale, batch, dim, device))
                 .transpose()?,
             image_attention,
+            controls: Controls::default(),
+            step: None,
         })
+    }
+
+    /// The same with ControlNets and T2I-Adapters, prepared for the batch. Which of them take part is known from
+    /// [`begin_step`](Denoiser::begin_step) on; before, all do.
+    pub fn with_controls(self, controls: Controls<'a>) -> Self {
+        Self { controls, ..self }
     }
 }
 
@@ -220,16 +231,27 @@ fn repeated(tensor: &Tensor, batch: usize) -> Result<Tensor> {
 }
 
 impl Denoiser for Guided<'_> {
+    fn begin_step(&mut self, index: usize, num_steps: usize) {
+        self.step = Some((index, num_steps));
+    }
+
     fn denoise(&mut self, latents: &Tensor, sigma: f64, timestep: f64) -> Result<Estimate> {
         let mut sample = (latents * self.noise.input_scale(sigma))?;
         if self.guidance_scale.is_some() {
             sample = Tensor::cat(&[&sample, &sample], 0)?;
         }
-        let output = self.unet.forward(&UNetInput {
+        let timesteps = [timestep];
+        let input = UNetInput {
             text_time: self.text_time.as_ref(),
             timestep_cond: self.timestep_cond.as_ref(),
             image_attention: Some(&self.image_attention),
-            ..UNetInput::new(&sample, &[timestep], &self.context)
+            ..UNetInput::new(&sample, &timesteps, &self.context)
+        };
+        let guided = self.guidance_scale.is_some();
+        let residuals = self.controls.residuals(&input, self.step, guided)?;
+        let output = self.unet.forward(&UNetInput {
+            residuals: residuals.as_ref(),
+            ..input
         })?;
         let output = output.to_dtype(DType::F32)?;
         let Some(scale) = self.guidance_scale else {

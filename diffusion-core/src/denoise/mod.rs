@@ -1,5 +1,6 @@
 //! From noisy latents to an estimate of the clean ones.
 
+mod controls;
 mod guidance;
 mod image_prompt;
 mod noise_config;
@@ -7,6 +8,7 @@ mod schedule;
 
 use candle_core::Tensor;
 
+pub use controls::{Controls, FeatureControl, NetControl, Window};
 pub use guidance::{Conditioning, Guided};
 pub use image_prompt::ImagePrompt;
 pub use noise_config::{BetaSchedule, NoiseForm, NoiseScheduleConfig, PredictionType};
@@ -29,6 +31,11 @@ pub struct Estimate {
 ///
 /// A closure of the same arguments is a denoiser too.
 pub trait Denoiser {
+    /// Called once before each step of a run: its number, from 0, and how many there are. Whatever noise levels a
+    /// solver asks about until the next call belong to that step, so what changes along a run (ControlNets that
+    /// begin or end) changes between steps and not within one. Default: nothing.
+    fn begin_step(&mut self, _index: usize, _num_steps: usize) {}
+
     /// One evaluation.
     ///
     /// # Shapes

@@ -1,11 +1,13 @@
 //! Pictures to tensors and back.
 
 mod clip;
+mod resize;
 
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 
 pub use clip::to_clip;
+pub use resize::resize;
 
 use crate::error::{Error, Result};
 
@@ -65,9 +67,35 @@ pub fn is_finite(images: &Tensor) -> Result<bool> {
 /// # Errors
 /// [`Error::Tensor`] if the device fails.
 pub fn from_rgb8(picture: &RgbImage, device: &Device) -> Result<Tensor> {
+    from_levels(picture, 1.0 / 127.5, -1.0, device)
+}
+
+/// The picture's brightness in all three channels, as Pillow's `convert("L")` reckons it.
+pub fn grey(picture: &RgbImage) -> RgbImage {
+    let mut grey = picture.clone();
+    for pixel in grey.pixels_mut() {
+        let [red, green, blue] = pixel.0.map(u32::from);
+        let sum = 19595 * red + 38470 * green + 7471 * blue;
+        pixel.0 = [((sum + (1 << 15)) >> 16) as u8; 3];
+    }
+    grey
+}
+
+/// Turns a picture into what networks take that read one beside the latents.
+///
+/// # Shapes
+/// Returns `(1, 3, height, width)`, f32 in `[0, 1]`.
+///
+/// # Errors
+/// [`Error::Tensor`] if the device fails.
+pub fn to_unit_range(picture: &RgbImage, device: &Device) -> Result<Tensor> {
+    from_levels(picture, 1.0 / 255.0, 0.0, device)
+}
+
+fn from_levels(picture: &RgbImage, factor: f64, offset: f64, device: &Device) -> Result<Tensor> {
     let (width, height) = (picture.width() as usize, picture.height() as usize);
     let pixels = Tensor::from_slice(picture.as_raw(), (1, height, width, 3), device)?;
-    let scaled = pixels.to_dtype(DType::F32)?.affine(1.0 / 127.5, -1.0)?;
+    let scaled = pixels.to_dtype(DType::F32)?.affine(factor, offset)?;
     Ok(scaled.permute((0, 3, 1, 2))?.contiguous()?)
 }
 

@@ -114,6 +114,16 @@ impl Activation {
         Ok(Self::new((&self.tensor + &other.tensor)?))
     }
 
+    /// The sum with a value of any number format that has one image for all, one pixel for each image, or the
+    /// same shape.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`](crate::Error::Tensor) if the shapes do not fit.
+    pub fn broadcast_add(&self, other: &Self) -> Result<Self> {
+        let other = other.tensor.to_dtype(self.dtype())?;
+        Ok(Self::new(self.tensor.broadcast_add(&other)?))
+    }
+
     /// `factor * x + offset`.
     ///
     /// # Errors

@@ -290,6 +290,9 @@ impl PipelineBuilder {
             (ComponentKind::Vae, self.vae.is_some()),
             (ComponentKind::TextEncoder, self.text_encoder.is_some()),
             (ComponentKind::TextEncoder2, self.text_encoder_2.is_some()),
+            // Requests bring their own.
+            (ComponentKind::ControlNet, true),
+            (ComponentKind::T2iAdapter, true),
         ];
         let options = OpenOptions {
             variant: self.variant.take(),

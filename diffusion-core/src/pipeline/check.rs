@@ -102,8 +102,10 @@ impl Pipeline {
             ));
         }
         self.check_image_prompts(request)?;
+        self.check_controls(request)?;
         let (width, height) = self.image_size(request)?;
-        self.check_memory(width, height, batch_size.min(num_images))?;
+        let has_controls = !request.controls.is_empty();
+        self.check_memory(width, height, batch_size.min(num_images), has_controls)?;
         let latents = self.check_latents(request, width, height)?;
         let (scheduler, noise) = self.resolve_scheduler(request)?;
         let steps = request.steps(&*scheduler, &noise)?;

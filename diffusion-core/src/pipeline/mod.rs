@@ -3,6 +3,7 @@
 mod adapters;
 mod builder;
 mod check;
+mod controls;
 mod image_encoder;
 mod image_prompts;
 mod memory;
@@ -21,6 +22,7 @@ use serde_json::Value;
 
 use adapters::{Adapters, TextPart};
 pub use builder::PipelineBuilder;
+pub use controls::{Control, ControlImage, ControlModel};
 pub use image_encoder::ImageEncoderFiles;
 use image_prompts::Sight;
 pub use image_prompts::{ImageEmbeds, IpAdapterImage};

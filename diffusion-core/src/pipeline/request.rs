@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use serde_json::Value;
 
-use super::IpAdapterImage;
+use super::{Control, IpAdapterImage};
 use crate::scheduler::Scheduler;
 
 /// How a request names its scheduler.
@@ -53,6 +53,7 @@ pub struct GenerateRequest {
     pub(super) denoising_start: Option<f64>,
     pub(super) denoising_end: Option<f64>,
     pub(super) ip_adapter_images: Vec<IpAdapterImage>,
+    pub(super) controls: Vec<Control>,
 }
 
 /// What SDXL is told of the picture that it was cut from and that it becomes, in pixels. Small originals give
@@ -94,6 +95,7 @@ impl GenerateRequest {
             denoising_start: None,
             denoising_end: None,
             ip_adapter_images: Vec::new(),
+            controls: Vec::new(),
         }
     }
 
@@ -231,6 +233,12 @@ impl GenerateRequest {
     /// [`denoising_start`](Self::denoising_start) these are the latents to go on from.
     pub fn latents(mut self, latents: Tensor) -> Self {
         self.latents = Some(latents);
+        self
+    }
+
+    /// A picture to follow, by a ControlNet or T2I-Adapter. Called again it adds another.
+    pub fn control(mut self, control: Control) -> Self {
+        self.controls.push(control);
         self
     }
 

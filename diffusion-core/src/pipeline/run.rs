@@ -175,6 +175,8 @@ impl Pipeline {
         let shape = [self.vae.latent_channels(), height / factor, width / factor];
         let num_images = seeds.len();
         conditioning.check_rows(num_images)?;
+        self.check_windows(request, sampler.sigmas()?.len() - 1)?;
+        let controls = self.read_controls(request, (width, height))?;
         let mut batches = Vec::new();
         for first in (0..num_images).step_by(request.batch_size) {
             let images = first..num_images.min(first + request.batch_size);
@@ -195,7 +197,8 @@ impl Pipeline {
                 request.guidance_scale,
                 scheduler.needs_unconditional(),
                 images.len(),
-            )?;
+            )?
+            .with_controls(controls.of_images(&images)?);
             let mut fresh_noise: Box<dyn NoiseSource> = match scheduler.noise_kind() {
                 NoiseKind::Gaussian => Box::new(rngs),
                 NoiseKind::Brownian => {

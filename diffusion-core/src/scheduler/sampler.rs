@@ -326,6 +326,7 @@ impl Sampler<'_> {
         let mut latents = latents.clone();
         let mut solver = self.scheduler.solver();
         for index in start..end {
+            denoiser.begin_step(index - start, end - start);
             let mut step = Step {
                 index,
                 sigmas: &sigmas,

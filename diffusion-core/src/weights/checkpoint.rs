@@ -11,7 +11,7 @@ use super::description::{ComponentDescription, ModelDescription, TensorSummary};
 use super::family::{Family, Model};
 use super::renamed::{Entry, RenamedTensors};
 use super::sections::{ComponentKind, Dialect, Sorted, is_average};
-use super::{DiffusersFolder, TensorFile};
+use super::{Component, DiffusersFolder, TensorFile};
 use crate::error::{Error, Result};
 use crate::nn::TensorSource;
 
@@ -33,8 +33,8 @@ pub(super) struct Part {
     entries: BTreeMap<String, Entry>,
 }
 
-/// A model's files: a folder in the diffusers layout, one file with all of it in CompVis's names, or files
-/// that hold parts. Whatever the dialect, components come under diffusers' names and with a configuration.
+/// A model's files: a folder in the diffusers layout or that of one of its parts, one file with all of it in
+/// CompVis's names, or files that hold parts. Whatever the dialect, components come under diffusers' names and with a configuration.
 ///
 /// ```no_run
 /// use diffusion_core::weights::Checkpoint;
@@ -133,37 +133,22 @@ impl Checkpoint {
     }
 
     fn open_folder(path: &Path, options: &OpenOptions) -> Result<Self> {
-        let folder = DiffusersFolder::open(path, options.variant.as_deref())?;
+        let variant = options.variant.as_deref();
         let mut checkpoint = Self::empty(path);
+        if Component::is_at(path) {
+            checkpoint.add_component(None, Component::open(path, variant)?)?;
+            checkpoint.name_text_encoder();
+            checkpoint.detect();
+            return Ok(checkpoint);
+        }
+        let folder = DiffusersFolder::open(path, variant)?;
         for kind in ComponentKind::ALL {
             if options.without.contains(&kind) {
                 continue;
             }
-            let Some(component) = folder.component(kind.folder())? else {
-                continue;
-            };
-            let source: Box<dyn TensorSource> = Box::new(component.open_weights()?);
-            let index = checkpoint.sources.len();
-            let sorted = Sorted::new(index, source.tensor_names(), false);
-            checkpoint.sources.push(source);
-            let dialect = sorted.dialects.values().next();
-            let mut entries = BTreeMap::new();
-            for part in sorted.components.into_values() {
-                entries.extend(part);
+            if let Some(component) = folder.component(kind.folder())? {
+                checkpoint.add_component(Some(kind), component)?;
             }
-            // The model itself reports what it has no place for.
-            entries.extend(sorted.unused.into_iter().map(|name| {
-                let entry = Entry::unchanged(index, &name);
-                (name, entry)
-            }));
-            let part = Part {
-                config: component.config,
-                config_path: component.config_path,
-                dialect: dialect.copied().unwrap_or(Dialect::Diffusers),
-                entries,
-            };
-            checkpoint.parts.insert(kind, part);
-            checkpoint.leftovers.extend(sorted.leftovers);
         }
         checkpoint.detect();
         let has_scheduler = folder.component_path("scheduler").is_some();
@@ -172,6 +157,38 @@ impl Checkpoint {
             .transpose()?;
         checkpoint.folder = Some(folder);
         Ok(checkpoint)
+    }
+
+    /// Adds a component's folder. Of which kind it is its tensors say, where the folder's name does not.
+    fn add_component(&mut self, kind: Option<ComponentKind>, component: Component) -> Result<()> {
+        let source: Box<dyn TensorSource> = Box::new(component.open_weights()?);
+        let index = self.sources.len();
+        let sorted = Sorted::new(index, source.tensor_names(), false);
+        let found = sorted.components.keys().next().copied();
+        let Some(kind) = kind.or(found) else {
+            let reason = "its tensors are of no known part of a model";
+            return Err(Error::format(&component.path, reason));
+        };
+        self.sources.push(source);
+        let dialect = sorted.dialects.values().next();
+        let mut entries = BTreeMap::new();
+        for part in sorted.components.into_values() {
+            entries.extend(part);
+        }
+        // The model itself reports what it has no place for.
+        entries.extend(sorted.unused.into_iter().map(|name| {
+            let entry = Entry::unchanged(index, &name);
+            (name, entry)
+        }));
+        let part = Part {
+            config: component.config,
+            config_path: component.config_path,
+            dialect: dialect.copied().unwrap_or(Dialect::Diffusers),
+            entries,
+        };
+        self.parts.insert(kind, part);
+        self.leftovers.extend(sorted.leftovers);
+        Ok(())
     }
 
     fn empty(path: &Path) -> Self {

@@ -104,6 +104,13 @@ impl fmt::Display for TensorSummary {
     }
 }
 
+impl ModelDescription {
+    /// Whether a component is there.
+    pub fn has(&self, kind: ComponentKind) -> bool {
+        self.components.iter().any(|part| part.kind == kind)
+    }
+}
+
 /// A report names no more of a list.
 const MAX_NAMES: usize = 12;
 
@@ -124,9 +131,12 @@ fn list(f: &mut fmt::Formatter<'_>, what: &str, names: &[String]) -> fmt::Result
 impl fmt::Display for ModelDescription {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.family {
-            Some(family) => write!(f, "{family}, {}", self.task)?,
+            Some(family) => write!(f, "{family}")?,
             None if self.components.is_empty() => write!(f, "no part of a known model")?,
             None => write!(f, "a part of several families")?,
+        }
+        if self.has(ComponentKind::UNet) {
+            write!(f, ", {}", self.task)?;
         }
         if let Some(name) = self.distillation {
             write!(f, ", the layers of {name}")?;

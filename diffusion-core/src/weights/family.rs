@@ -84,9 +84,11 @@ impl Model {
         shapes: &BTreeMap<ComponentKind, Shapes<'_>>,
         dialects: &BTreeMap<ComponentKind, Dialect>,
     ) -> Self {
-        let Some(unet) = shapes.get(&ComponentKind::UNet) else {
+        // A ControlNet is a part of a UNet.
+        let control = || shapes.get(&ComponentKind::ControlNet);
+        let Some(unet) = shapes.get(&ComponentKind::UNet).or_else(control) else {
             return Self {
-                family: family_of_texts(shapes, dialects),
+                family: family_of_parts(shapes, dialects),
                 ..Self::default()
             };
         };
@@ -237,11 +239,19 @@ impl Prediction {
 /// Channels of the refiner's text conditioning.
 const REFINER_CONTEXT: usize = 1280;
 
-/// Text encoders alone tell SD 2 and SDXL; the first encoder of SDXL is that of SD 1.
-fn family_of_texts(
+/// Colours of pixels that T2I-Adapters for SDXL take as channels, for pictures in colour or grey.
+const XL_ADAPTER_INPUTS: [usize; 2] = [3 * 16 * 16, 16 * 16];
+
+/// Text encoders alone tell SD 2 and SDXL; the first encoder of SDXL is that of SD 1. T2I-Adapters tell SDXL.
+fn family_of_parts(
     shapes: &BTreeMap<ComponentKind, Shapes<'_>>,
     dialects: &BTreeMap<ComponentKind, Dialect>,
 ) -> Option<Family> {
+    let adapter = shapes.get(&ComponentKind::T2iAdapter);
+    let input = adapter.and_then(|part| part.optional_dim("adapter.conv_in.weight", 1));
+    if input.is_some_and(|input| XL_ADAPTER_INPUTS.contains(&input)) {
+        return Some(Family::StableDiffusionXl);
+    }
     let has = |kind| shapes.contains_key(&kind);
     let is_open_clip = dialects.get(&ComponentKind::TextEncoder) == Some(&Dialect::OpenClip);
     match (

@@ -16,7 +16,7 @@ pub struct DiffusersFolder {
     variant: Option<String>,
 }
 
-/// One component of a [`DiffusersFolder`].
+/// One component of a [`DiffusersFolder`], or a folder that holds one alone.
 #[derive(Debug, Clone)]
 pub struct Component {
     /// The component's folder.
@@ -41,7 +41,7 @@ impl DiffusersFolder {
             let hint = "give the folder of a model in the diffusers layout".into();
             return Err(Error::NotFound { path, hint });
         }
-        let index_path = path.join("model_index.json");
+        let index_path = path.join(INDEX);
         if !index_path.is_file() {
             let reason = "not a model folder: expected a folder with model_index.json, as diffusers' \
                           save_pretrained writes it";
@@ -170,6 +170,11 @@ impl Component {
         })
     }
 
+    /// Whether a folder is one component's own, and not that of a whole model.
+    pub fn is_at(path: &Path) -> bool {
+        path.join(CONFIG).is_file() && !path.join(INDEX).is_file()
+    }
+
     /// Maps the component's weights: one file, or the shards that an index lists. Of a safetensors file
     /// and a pickle with the same weights the first is read.
     ///
@@ -260,6 +265,11 @@ fn variant_of(name: &str) -> Option<&str> {
             .or_else(|| between("", &format!(".{ending}")))
     })
 }
+
+/// What a whole model's folder has.
+const INDEX: &str = "model_index.json";
+/// What a component's folder has.
+const CONFIG: &str = "config.json";
 
 /// What weight files are called, without variant, the preferred ones first.
 const NAMES: [(&str, &str); 4] = [

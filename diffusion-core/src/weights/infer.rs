@@ -132,6 +132,9 @@ impl Checkpoint {
         let pooled = found
             .get(&ComponentKind::TextEncoder2)
             .and_then(|config| config["projection_dim"].as_u64());
+        if let Some(config) = found.get_mut(&ComponentKind::ControlNet) {
+            config["upcast_attention"] = json!(self.model.family == Some(Family::StableDiffusion2));
+        }
         if let Some(config) = found.get_mut(&ComponentKind::UNet) {
             config["sample_size"] =
                 json!(self.model.sample_size(prediction != Prediction::Epsilon));
@@ -162,9 +165,15 @@ impl Checkpoint {
     /// Lists what the tensors cannot say and the file's notes do not.
     fn assume(&mut self, found: &BTreeMap<ComponentKind, Value>, notes: &Notes) {
         let is_noted = |kind: ComponentKind| notes.configs.contains_key(kind.folder());
-        if found.contains_key(&ComponentKind::UNet) && !is_noted(ComponentKind::UNet) {
+        let is_assumed = |kind: ComponentKind| found.contains_key(&kind) && !is_noted(kind);
+        if is_assumed(ComponentKind::UNet) || is_assumed(ComponentKind::ControlNet) {
             let text = "attention heads (8, or of 64 channels each in SD 2 and SDXL) and groups of norms (32) \
                         of the published models: configure changes them";
+            self.assumptions.push(text.into());
+        }
+        if is_assumed(ComponentKind::ControlNet) {
+            let text = "global_pool_conditions false and the channel order rgb, as all but a ControlNet for the \
+                        style of a picture (shuffle) have: configure changes them";
             self.assumptions.push(text.into());
         }
         let is_kl = |config: &Value| config["_class_name"] == "AutoencoderKL";

@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 
 use super::checkpoint::{CONFIG_NOTE, SCHEDULER, ZEROES_EMPTY_PROMPT};
-use super::keys::{Form, KeyMap, Place, UNetLayout, count};
+use super::keys::{Form, KeyMap, Place, T2iAdapterLayout, UNetLayout, count};
 use super::writer::{Draft, Output, write_safetensors};
 use super::{Checkpoint, CheckpointComponent, ComponentKind, Family};
 use crate::clip_vocab;
@@ -20,7 +20,8 @@ type Sources = Vec<(Form, String)>;
 
 impl Checkpoint {
     /// Writes a folder in the diffusers layout: each component's weights in their number format with its
-    /// configuration, the scheduler's settings and tokenizers. What
+    /// configuration, the scheduler's settings and tokenizers. A ControlNet or T2I-Adapter alone is written as the
+    /// folder of one component. What
     /// [`description`](Self::description) lists as unused is left out.
     ///
     /// The folder appears whole or not at all.
@@ -33,6 +34,14 @@ impl Checkpoint {
         let draft = Draft::new(folder.as_ref(), self.overwrite)?;
         let root = draft.path();
         make_folder(root)?;
+        if let Some((&kind, part)) = self.parts.first_key_value()
+            && self.parts.len() == 1
+            && kind.is_addition()
+        {
+            write_json(&root.join("config.json"), &part.config)?;
+            self.write_component(kind, root)?;
+            return draft.finish();
+        }
         let mut index = serde_json::Map::new();
         index.insert("_class_name".into(), json!(self.pipeline_class()));
         for kind in ComponentKind::ALL {
@@ -131,8 +140,8 @@ impl Checkpoint {
             })
             .collect();
         let stem = match kind {
-            ComponentKind::UNet | ComponentKind::Vae => "diffusion_pytorch_model",
             ComponentKind::TextEncoder | ComponentKind::TextEncoder2 => "model",
+            _ => "diffusion_pytorch_model",
         };
         let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
         let path = folder.join(format!("{stem}.safetensors"));
@@ -147,7 +156,7 @@ impl Checkpoint {
         let name = match kind {
             ComponentKind::TextEncoder => "tokenizer",
             ComponentKind::TextEncoder2 => "tokenizer_2",
-            ComponentKind::UNet | ComponentKind::Vae => return Ok(None),
+            _ => return Ok(None),
         };
         let target = root.join(name);
         if let Some(folder) = self.tokenizer_folder(kind) {
@@ -232,6 +241,15 @@ impl Checkpoint {
                 };
                 (prefix, map)
             }
+            (ComponentKind::ControlNet, _) => {
+                let block = |i| has(&format!("controlnet_cond_embedding.blocks.{i}.weight"));
+                let map = UNetLayout::from_diffusers(has).control_net_key_map(2 + count(block));
+                ("control_model.", map)
+            }
+            (ComponentKind::T2iAdapter, _) => {
+                let layout = T2iAdapterLayout::from_diffusers(has);
+                ("", KeyMap::t2i_adapter(&layout))
+            }
             (ComponentKind::TextEncoder, Some(Family::StableDiffusion1)) => {
                 ("cond_stage_model.transformer.", KeyMap::clip("text_model."))
             }
@@ -312,9 +330,9 @@ impl Checkpoint {
 
 fn class_entry(kind: ComponentKind, config: &Value) -> Value {
     match kind {
-        ComponentKind::UNet | ComponentKind::Vae => json!(["diffusers", config["_class_name"]]),
         ComponentKind::TextEncoder => json!(["transformers", "CLIPTextModel"]),
         ComponentKind::TextEncoder2 => json!(["transformers", "CLIPTextModelWithProjection"]),
+        _ => json!(["diffusers", config["_class_name"]]),
     }
 }
 

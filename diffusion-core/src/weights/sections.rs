@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use super::keys::{KeyMap, UNetLayout, count};
+use super::keys::{KeyMap, T2iAdapterLayout, UNetLayout, count};
 use super::renamed::Entry;
 
 /// The parts of a model that have weights.
@@ -17,11 +17,22 @@ pub enum ComponentKind {
     TextEncoder,
     /// SDXL's second text encoder, the only one of its refiner.
     TextEncoder2,
+    /// A ControlNet, which comes beside a model.
+    ControlNet,
+    /// A T2I-Adapter, which comes beside a model.
+    T2iAdapter,
 }
 
 impl ComponentKind {
     /// All kinds.
-    pub const ALL: [Self; 4] = [Self::UNet, Self::Vae, Self::TextEncoder, Self::TextEncoder2];
+    pub const ALL: [Self; 6] = [
+        Self::UNet,
+        Self::Vae,
+        Self::TextEncoder,
+        Self::TextEncoder2,
+        Self::ControlNet,
+        Self::T2iAdapter,
+    ];
 
     /// Its folder in the diffusers layout.
     pub fn folder(self) -> &'static str {
@@ -30,7 +41,16 @@ impl ComponentKind {
             Self::Vae => "vae",
             Self::TextEncoder => "text_encoder",
             Self::TextEncoder2 => "text_encoder_2",
+            Self::ControlNet => "controlnet",
+            Self::T2iAdapter => "adapter",
         }
+    }
+}
+
+impl ComponentKind {
+    /// Whether it comes beside a whole model, in a folder or a file of its own.
+    pub(super) fn is_addition(self) -> bool {
+        matches!(self, Self::ControlNet | Self::T2iAdapter)
     }
 }
 
@@ -58,6 +78,8 @@ pub enum Dialect {
     TinyEncoder,
     /// TAESD's decoder.
     TinyDecoder,
+    /// TencentARC's adapters.
+    TencentArc,
 }
 
 struct Section {
@@ -98,9 +120,10 @@ const OPEN_CLIP: &str = "token_embedding.weight";
 /// All known places of components.
 #[rustfmt::skip]
 const SECTIONS: &[Section] = {
-    use ComponentKind::{TextEncoder, TextEncoder2, UNet, Vae};
+    use ComponentKind::{ControlNet, T2iAdapter, TextEncoder, TextEncoder2, UNet, Vae};
     use Dialect::{
-        BareClip, CompVis, Diffusers, OpenClip, StableDiffusionCpp, TinyDecoder, TinyEncoder,
+        BareClip, CompVis, Diffusers, OpenClip, StableDiffusionCpp, TencentArc, TinyDecoder,
+        TinyEncoder,
     };
     &[
         section(UNet, CompVis, "model.diffusion_model.", "out.2.weight"),
@@ -131,6 +154,13 @@ const SECTIONS: &[Section] = {
         section(TextEncoder, Diffusers, "", CLIP),
         section(TextEncoder, BareClip, "", BARE_CLIP),
         section(TextEncoder, OpenClip, "", OPEN_CLIP),
+        section(ControlNet, CompVis, "control_model.", "zero_convs.0.0.weight"),
+        section(ControlNet, CompVis, "", "zero_convs.0.0.weight"),
+        section(ControlNet, Diffusers, "controlnet.", "controlnet_mid_block.weight"),
+        section(ControlNet, Diffusers, "", "controlnet_mid_block.weight"),
+        section(T2iAdapter, Diffusers, "", "adapter.body.0.resnets.0.block1.weight"),
+        section(T2iAdapter, TencentArc, "", "body.0.block1.weight"),
+        section(T2iAdapter, TencentArc, "", "body.0.body.0.block1.weight"),
     ]
 };
 
@@ -215,7 +245,18 @@ impl Found {
             {
                 KeyMap::former_vae()
             }
-            (ComponentKind::UNet | ComponentKind::Vae, Dialect::Diffusers) => KeyMap::identity(),
+            (ComponentKind::ControlNet, Dialect::CompVis) => {
+                let hints = count(|i| has(&format!("input_hint_block.{}.weight", 2 * i)));
+                UNetLayout::from_original(has).control_net_key_map(hints)
+            }
+            (_, Dialect::TencentArc) => KeyMap::t2i_adapter(&T2iAdapterLayout::from_original(has)),
+            (
+                ComponentKind::UNet
+                | ComponentKind::Vae
+                | ComponentKind::ControlNet
+                | ComponentKind::T2iAdapter,
+                Dialect::Diffusers,
+            ) => KeyMap::identity(),
             (_, Dialect::OpenClip) => {
                 let layers = count(|i| has(&format!("transformer.resblocks.{i}.ln_1.weight")));
                 let has_projection = has("text_projection");

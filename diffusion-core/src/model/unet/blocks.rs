@@ -98,23 +98,38 @@ impl DownBlock {
         })
     }
 
-    /// Appends what the way up will read to `skips`.
+    /// Appends what the way up will read to `skips`. A T2I-Adapter's `feature` is added where the blocks end;
+    /// without attention, where the level ends.
     pub(super) fn forward(
         &self,
         x: &Activation,
         cond: Conditioning<'_>,
+        feature: Option<&Activation>,
         skips: &mut Vec<Activation>,
     ) -> Result<Activation> {
+        let last_layer = self.layers.len().saturating_sub(1);
+        let place = match &self.downsampler {
+            Some(_) if !self.has_attention() => last_layer + 1,
+            _ => last_layer,
+        };
+        let with_feature = |x: Activation, at: usize| match feature {
+            Some(feature) if at == place => x.broadcast_add(feature),
+            _ => Ok(x),
+        };
         let mut x = x.clone();
-        for layer in &self.layers {
-            x = layer.forward(&x, cond)?;
+        for (i, layer) in self.layers.iter().enumerate() {
+            x = with_feature(layer.forward(&x, cond)?, i)?;
             skips.push(x.clone());
         }
         if let Some(downsampler) = &self.downsampler {
-            x = downsampler.forward(&x)?;
+            x = with_feature(downsampler.forward(&x)?, self.layers.len())?;
             skips.push(x.clone());
         }
         Ok(x)
+    }
+
+    fn has_attention(&self) -> bool {
+        self.layers.iter().any(|layer| layer.attention.is_some())
     }
 }
 

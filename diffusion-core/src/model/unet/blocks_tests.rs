@@ -116,7 +116,7 @@ fn down_blocks() -> TestResult {
         let level = level(cross_attention);
         let block = case.build(|p| DownBlock::new(p, 16, &level, &[1, 1], Some(1)))?;
         let mut skips = Vec::new();
-        let output = case.run(|x, cond| block.forward(x, cond, &mut skips))?;
+        let output = case.run(|x, cond| block.forward(x, cond, None, &mut skips))?;
         case.assert_close(&output, "out")?;
         assert_eq!(skips.len(), 3);
         for (i, skip) in skips.iter().enumerate() {

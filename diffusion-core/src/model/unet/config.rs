@@ -212,4 +212,30 @@ impl UNetConfig {
         let first = self.block_out_channels.first().copied().unwrap_or(0);
         self.time_embedding_dim.unwrap_or(4 * first)
     }
+
+    /// The channels of each of the skips, the first convolution's first.
+    pub(in crate::model) fn skip_channels(&self) -> Result<Vec<usize>> {
+        let levels = self.block_out_channels.len();
+        let layers = self.layers_per_block.to_vec("layers_per_block", levels)?;
+        let mut skips = vec![self.block_out_channels[0]];
+        for (i, (&channels, layers)) in self.block_out_channels.iter().zip(layers).enumerate() {
+            let downsamplers = usize::from(i + 1 < levels);
+            skips.extend(vec![channels; layers.saturating_add(downsamplers)]);
+        }
+        Ok(skips)
+    }
+
+    /// The channels of the text that the way down and the middle attend to; `None` without attention there.
+    pub(in crate::model) fn context_width(&self) -> Result<Option<usize>> {
+        let levels = self.block_out_channels.len();
+        let widths = self
+            .cross_attention_dim
+            .to_vec("cross_attention_dim", levels)?;
+        let mut kinds = self.down_block_types.iter();
+        let attending = kinds.position(|&kind| kind == BlockType::CrossAttention);
+        let middle = self.mid_block_type == Some(MidBlockType::CrossAttention);
+        Ok(attending
+            .or(middle.then_some(levels - 1))
+            .map(|i| widths[i]))
+    }
 }

@@ -1,5 +1,6 @@
 //! A component's `config.json` from the shapes of its tensors.
 
+mod control;
 mod text;
 mod unet;
 mod vae;
@@ -64,5 +65,7 @@ pub(super) fn config(kind: ComponentKind, dialect: Dialect, shapes: &Shapes<'_>)
         ComponentKind::TextEncoder | ComponentKind::TextEncoder2 => {
             text::config(kind, dialect, shapes)
         }
+        ComponentKind::ControlNet => control::control_net_config(shapes),
+        ComponentKind::T2iAdapter => control::t2i_adapter_config(shapes),
     }
 }

@@ -1,4 +1,4 @@
-//! `UNet2DConditionModel`.
+//! `UNet2DConditionModel`, and what a ControlNet shares with it.
 
 use serde_json::{Value, json};
 
@@ -15,14 +15,27 @@ const TIME_ID_WIDTH: usize = 256;
 
 pub(super) fn config(shapes: &Shapes<'_>) -> Result<Value> {
     let layout = UNetLayout::from_diffusers(|name| shapes.has(name));
-    let layers = layers_per_block(shapes, &layout)?;
+    check_way_up(shapes, &layout)?;
+    let mut config = encoder_config(shapes, &layout)?;
+    config["_class_name"] = json!("UNet2DConditionModel");
+    config["center_input_sample"] = json!(false);
+    config["conv_in_kernel"] = json!(shapes.dim("conv_in.weight", 2)?);
+    config["conv_out_kernel"] = json!(shapes.dim("conv_out.weight", 2)?);
+    config["out_channels"] = json!(shapes.dim("conv_out.weight", 0)?);
+    config["time_cond_proj_dim"] = json!(shapes.optional_dim("time_embedding.cond_proj.weight", 1));
+    config["up_block_types"] = json!(block_types(&layout.up, "Up"));
+    Ok(config)
+}
+
+/// The settings of a UNet's way down and middle, which a ControlNet has too.
+pub(super) fn encoder_config(shapes: &Shapes<'_>, layout: &UNetLayout) -> Result<Value> {
     let channels = layout
         .down
         .iter()
         .enumerate()
         .map(|(i, _)| shapes.dim(&format!("down_blocks.{i}.resnets.0.conv1.weight"), 0))
         .collect::<Result<Vec<_>>>()?;
-    let attention = first_attention(&layout);
+    let attention = first_attention(layout);
     let is_linear = attention
         .as_ref()
         .is_some_and(|at| shapes.rank(&format!("{at}.proj_in.weight")) == 2);
@@ -39,34 +52,20 @@ pub(super) fn config(shapes: &Shapes<'_>) -> Result<Value> {
         false => json!(HEADS),
     };
     let added = shapes.optional_dim("add_embedding.linear_1.weight", 1);
-    let (depths, reversed) = transformer_layers(shapes, &layout)?;
-    let types = |levels: &[UNetLevel], side: &str| -> Vec<String> {
-        let cross = |level: &UNetLevel| match level.depths.first() {
-            Some(0) | None => "",
-            Some(_) => "CrossAttn",
-        };
-        levels
-            .iter()
-            .map(|level| format!("{}{side}Block2D", cross(level)))
-            .collect()
-    };
+    let (depths, reversed) = transformer_layers(shapes, layout)?;
     Ok(json!({
-        "_class_name": "UNet2DConditionModel",
         "act_fn": "silu",
         "addition_embed_type": added.map(|_| "text_time"),
         "addition_time_embed_dim": added.map(|_| TIME_ID_WIDTH),
         "attention_head_dim": heads,
         "block_out_channels": channels,
-        "center_input_sample": false,
-        "conv_in_kernel": shapes.dim("conv_in.weight", 2)?,
-        "conv_out_kernel": shapes.dim("conv_out.weight", 2)?,
         "cross_attention_dim": cross_attention_dim.unwrap_or(1280),
-        "down_block_types": types(&layout.down, "Down"),
+        "down_block_types": block_types(&layout.down, "Down"),
         "downsample_padding": 1,
         "flip_sin_to_cos": true,
         "freq_shift": 0,
         "in_channels": shapes.dim("conv_in.weight", 1)?,
-        "layers_per_block": layers,
+        "layers_per_block": layers_per_block(shapes, layout)?,
         "mid_block_scale_factor": 1,
         "mid_block_type": match layout.mid {
             Some(0) => Some("UNetMidBlock2D"),
@@ -75,16 +74,40 @@ pub(super) fn config(shapes: &Shapes<'_>) -> Result<Value> {
         },
         "norm_eps": 1e-5,
         "norm_num_groups": 32,
-        "out_channels": shapes.dim("conv_out.weight", 0)?,
         "projection_class_embeddings_input_dim": added,
         "reverse_transformer_layers_per_block": reversed,
-        "time_cond_proj_dim": shapes.optional_dim("time_embedding.cond_proj.weight", 1),
         "time_embedding_dim": time_embedding_dim(shapes, &channels)?,
         "transformer_layers_per_block": depths,
-        "up_block_types": types(&layout.up, "Up"),
         "upcast_attention": false,
         "use_linear_projection": is_linear,
     }))
+}
+
+fn block_types(levels: &[UNetLevel], side: &str) -> Vec<String> {
+    let cross = |level: &UNetLevel| match level.depths.first() {
+        Some(0) | None => "",
+        Some(_) => "CrossAttn",
+    };
+    levels
+        .iter()
+        .map(|level| format!("{}{side}Block2D", cross(level)))
+        .collect()
+}
+
+fn check_way_up(shapes: &Shapes<'_>, layout: &UNetLayout) -> Result<()> {
+    let down = layout.down.iter().map(|level| level.depths.len() + 1);
+    match layout
+        .up
+        .iter()
+        .rev()
+        .map(|level| level.depths.len())
+        .eq(down)
+    {
+        true => Ok(()),
+        false => {
+            Err(shapes.unsupported("a UNet whose way up is not one block longer in each level"))
+        }
+    }
 }
 
 /// Where the first spatial transformer is.
@@ -104,10 +127,6 @@ fn first_attention(layout: &UNetLayout) -> Option<String> {
 /// One number if all levels have as many, as in all published models.
 fn layers_per_block(shapes: &Shapes<'_>, layout: &UNetLayout) -> Result<Value> {
     let counts: Vec<usize> = layout.down.iter().map(|l| l.depths.len()).collect();
-    let up = layout.up.iter().rev().map(|level| level.depths.len());
-    if !up.eq(counts.iter().map(|n| n + 1)) {
-        return Err(shapes.unsupported("a UNet whose way up is not one block longer in each level"));
-    }
     let all = layout.down.iter().chain(&layout.up);
     for level in all {
         if level.depths.contains(&0) && level.depths.iter().any(|&depth| depth > 0) {

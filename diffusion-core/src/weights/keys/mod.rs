@@ -1,9 +1,10 @@
-//! What tensors are called in the files of CompVis, OpenCLIP and TAESD, and what diffusers calls them.
+//! What tensors are called in the files of CompVis, OpenCLIP, TAESD and TencentARC, and what diffusers calls them.
 //!
 //! A [`KeyMap`] is a table of module names in both dialects. The numbers in them follow from a model's
 //! layout, which the names of its tensors tell.
 
 mod clip;
+mod control;
 mod tiny;
 mod unet;
 mod vae;
@@ -11,6 +12,7 @@ mod vae;
 use std::collections::HashMap;
 use std::fmt::Display;
 
+pub use control::T2iAdapterLayout;
 pub use unet::{UNetLayout, UNetLevel};
 
 /// How a tensor of an original file lies, seen from diffusers' tensor.
@@ -197,6 +199,7 @@ mod tests {
             },
         ] {
             assert_bijection(&layout.key_map());
+            assert_bijection(&layout.control_net_key_map(8));
         }
         assert_bijection(&KeyMap::vae(4, 2));
         assert_bijection(&KeyMap::vae(1, 1));
@@ -206,6 +209,13 @@ mod tests {
         assert_bijection(&KeyMap::stable_diffusion_cpp());
         assert_bijection(&KeyMap::identity());
         assert_bijection(&KeyMap::former_vae());
+        for is_light in [true, false] {
+            assert_bijection(&KeyMap::t2i_adapter(&T2iAdapterLayout {
+                levels: 4,
+                blocks: 2,
+                is_light,
+            }));
+        }
         assert_bijection(&KeyMap::tiny_encoder(15));
         assert_bijection(&KeyMap::tiny_decoder(19));
     }
