@@ -1,7 +1,7 @@
 //! Says what a checkpoint is.
 //!
-//! `cargo run --release --example inspect -- model.safetensors` takes any file or model folder; several files are
-//! read as parts of one model. `--save-diffusers` and `--save-single-file` convert.
+//! `cargo run --release --example inspect -- model.safetensors` takes any file, model folder or folder of one part, such
+//! as a ControlNet; several files are read as parts of one model. `--save-diffusers` and `--save-single-file` convert.
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use diffusion_core::weights::{Checkpoint, OpenOptions};
 /// Says what a checkpoint is: its family, components, number formats, sizes, and what of it is not used.
 #[derive(Parser)]
 struct Args {
-    /// A model folder in the diffusers layout, a file, or files that hold parts of one model.
+    /// A folder in the diffusers layout, a file, or files that hold parts of one model.
     #[arg(required = true)]
     paths: Vec<PathBuf>,
     /// Takes the running averages (EMA) of the UNet's weights.
