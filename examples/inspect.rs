@@ -1,8 +1,8 @@
 //! Says what a checkpoint is.
 //!
-//! `cargo run --release --example inspect -- model.safetensors` takes any file or model folder; several files are
-//! read as parts of one model. `--save-diffusers` and `--save-single-file` convert. IP-Adapters and the image encoders
-//! by which they see are described, too.
+//! `cargo run --release --example inspect -- model.safetensors` takes any file, model folder or folder of one part, such
+//! as a ControlNet; several files are read as parts of one model. `--save-diffusers` and `--save-single-file` convert.
+//! IP-Adapters and the image encoders by which they see are described, too.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use diffusion_core::weights::{Checkpoint, Component, OpenOptions, TensorFile, Te
 /// Says what a checkpoint is: its family, components, number formats, sizes, and what of it is not used.
 #[derive(Parser)]
 struct Args {
-    /// A model folder in the diffusers layout, a file, or files that hold parts of one model.
+    /// A folder in the diffusers layout, a file, or files that hold parts of one model.
     #[arg(required = true)]
     paths: Vec<PathBuf>,
     /// Takes the running averages (EMA) of the UNet's weights.

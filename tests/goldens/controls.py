@@ -30,7 +30,11 @@ from single_files import SD1_UNET, SD2_UNET, SDXL_UNET, part, shape
 # Names of ControlNets, their UNets' models, and settings beside those of the UNet.
 NETS = {
     "a": ("sd15", {}),
-    "b": ("sd15", {"controlnet_conditioning_channel_order": "bgr"}),
+    # Attention of no transformer blocks, as the smaller ones of SDXL have.
+    "b": (
+        "sd15",
+        {"controlnet_conditioning_channel_order": "bgr", "transformer_layers_per_block": 0},
+    ),
     "xl": ("sdxl", {}),
 }
 ADAPTERS = {
@@ -95,10 +99,6 @@ def control_net(folder, models, name):
     unet = UNet2DConditionModel.load_config(models / model / "unet")
     config = shared(unet) | changes | {"conditioning_embedding_out_channels": EMBEDDING}
     net = build(ControlNetModel, **config)
-    if name == "b":
-        # Its weights differ from those of the other of the same settings.
-        for parameter in net.parameters():
-            parameter.data.mul_(0.5)
     state = net.state_dict()
     file = original.control_net(state, net.config)
     original.check_control_net(file, state, net.config)
@@ -352,6 +352,14 @@ def run(base, case, nets, adapters, pictures):
     return latents, extra
 
 
+# The smaller ControlNets of SDXL.
+SDXL_MID = SDXL_UNET | {"transformer_layers_per_block": (1, 0, 1)}
+SDXL_SMALL = SDXL_UNET | {
+    "down_block_types": ("DownBlock2D",) * 3,
+    "transformer_layers_per_block": (1, 1, 0),
+    # Nothing attends to text.
+    "cross_attention_dim": 1280,
+}
 FULL_EMBEDDING = {"conditioning_embedding_out_channels": (16, 32, 96, 256)}
 CHANNELS = (320, 640, 1280, 1280)
 FULL_SIZE_ADAPTERS = {
@@ -375,6 +383,10 @@ def full_size(path):
             file = original.control_net(net.state_dict(), net.config)
             original.check_control_net(file, net.state_dict(), net.config)
             models[f"control_{name}"] = entry(net, file)
+        for name, unet in {"sdxl_mid": SDXL_MID, "sdxl_small": SDXL_SMALL}.items():
+            # There are none in the original names.
+            net = ControlNetModel(**shared(unet), **FULL_EMBEDDING)
+            models[f"control_{name}"] = entry(net, net.state_dict())
         for name, config in FULL_SIZE_ADAPTERS.items():
             adapter = T2IAdapter(**config)
             file = original.t2i_adapter(adapter.state_dict(), adapter.config)

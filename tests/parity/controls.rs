@@ -141,7 +141,7 @@ fn residuals_and_unets_with_them() -> TestResult {
             case.assert_net(&pools, &pipe, "pooled")?;
         }
     }
-    // Weights in a pickle, and a picture with blue first.
+    // Weights in a pickle, a picture with blue first, and attention without transformer blocks.
     Case::open("b", "wide")?.assert_net(&open_net("b")?, &open_pipeline("sd15")?, "plain")
 }
 

@@ -224,6 +224,8 @@ fn control_nets_and_adapters_have_a_place_for_every_tensor() -> TestResult {
         ("control_sd15", ComponentKind::ControlNet, Some(Sd1)),
         ("control_sd21", ComponentKind::ControlNet, Some(Sd2)),
         ("control_sdxl", ComponentKind::ControlNet, Some(Xl)),
+        ("control_sdxl_mid", ComponentKind::ControlNet, Some(Xl)),
+        ("control_sdxl_small", ComponentKind::ControlNet, Some(Xl)),
         ("t2i_full", ComponentKind::T2iAdapter, None),
         ("t2i_full_grey", ComponentKind::T2iAdapter, None),
         ("t2i_light", ComponentKind::T2iAdapter, None),

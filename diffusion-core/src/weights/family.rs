@@ -99,15 +99,11 @@ impl Model {
             .iter()
             .find(|(name, _)| name.ends_with("attn2.to_k.weight"))
             .and_then(|(_, shape)| shape.get(1));
-        let has_linear_projections = unet
-            .map
-            .iter()
-            .any(|(name, shape)| name.ends_with("attentions.0.proj_in.weight") && shape.len() == 2);
         let is_refiner = cross_attention_dim == Some(&REFINER_CONTEXT)
             || (has_text(ComponentKind::TextEncoder2) && !has_text(ComponentKind::TextEncoder));
         let family = match (
             unet.has("add_embedding.linear_1.weight"),
-            has_linear_projections,
+            unet.has_linear_projections(),
         ) {
             (true, _) if is_refiner => Family::StableDiffusionXlRefiner,
             (true, _) => Family::StableDiffusionXl,

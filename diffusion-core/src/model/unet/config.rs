@@ -231,11 +231,19 @@ impl UNetConfig {
         let widths = self
             .cross_attention_dim
             .to_vec("cross_attention_dim", levels)?;
-        let mut kinds = self.down_block_types.iter();
-        let attending = kinds.position(|&kind| kind == BlockType::CrossAttention);
-        let middle = self.mid_block_type == Some(MidBlockType::CrossAttention);
-        Ok(attending
-            .or(middle.then_some(levels - 1))
-            .map(|i| widths[i]))
+        let depths = &self.transformer_layers_per_block;
+        let depths = depths.to_vec("transformer_layers_per_block", levels)?;
+        let has_blocks = |level: usize| match &depths[level] {
+            PerLevel::Same(count) => *count > 0,
+            PerLevel::Each(counts) => counts.iter().any(|&count| count > 0),
+        };
+        let attends = |level: &usize| {
+            let middle = self.mid_block_type.filter(|_| level + 1 == levels);
+            let kind = self.down_block_types[*level];
+            let is_cross =
+                kind == BlockType::CrossAttention || middle == Some(MidBlockType::CrossAttention);
+            is_cross && has_blocks(*level)
+        };
+        Ok((0..levels).find(attends).map(|level| widths[level]))
     }
 }

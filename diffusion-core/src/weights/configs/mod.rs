@@ -25,11 +25,6 @@ impl Shapes<'_> {
         self.map.contains_key(name)
     }
 
-    /// The number of a tensor's dimensions, 0 if there is none of that name.
-    pub(super) fn rank(&self, name: &str) -> usize {
-        self.map.get(name).map_or(0, Vec::len)
-    }
-
     /// One dimension of a tensor.
     pub(super) fn dim(&self, name: &str, axis: usize) -> Result<usize> {
         let found = self.map.get(name).and_then(|shape| shape.get(axis));
@@ -45,6 +40,15 @@ impl Shapes<'_> {
     /// One dimension of a tensor that need not be there.
     pub(super) fn optional_dim(&self, name: &str, axis: usize) -> Option<usize> {
         self.map.get(name)?.get(axis).copied()
+    }
+
+    /// Whether spatial transformers project by matrices, as in SD 2 and SDXL, and not by convolutions.
+    pub(super) fn has_linear_projections(&self) -> bool {
+        let mut projections = self
+            .map
+            .iter()
+            .filter(|(name, _)| name.ends_with("attentions.0.proj_in.weight"));
+        projections.any(|(_, shape)| shape.len() == 2)
     }
 
     fn unsupported(&self, what: &str) -> Error {

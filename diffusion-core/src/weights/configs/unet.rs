@@ -23,7 +23,7 @@ pub(super) fn config(shapes: &Shapes<'_>) -> Result<Value> {
     config["conv_out_kernel"] = json!(shapes.dim("conv_out.weight", 2)?);
     config["out_channels"] = json!(shapes.dim("conv_out.weight", 0)?);
     config["time_cond_proj_dim"] = json!(shapes.optional_dim("time_embedding.cond_proj.weight", 1));
-    config["up_block_types"] = json!(block_types(&layout.up, "Up"));
+    config["up_block_types"] = json!(block_types(shapes, &layout.up, "up"));
     Ok(config)
 }
 
@@ -35,11 +35,8 @@ pub(super) fn encoder_config(shapes: &Shapes<'_>, layout: &UNetLayout) -> Result
         .enumerate()
         .map(|(i, _)| shapes.dim(&format!("down_blocks.{i}.resnets.0.conv1.weight"), 0))
         .collect::<Result<Vec<_>>>()?;
-    let attention = first_attention(layout);
-    let is_linear = attention
-        .as_ref()
-        .is_some_and(|at| shapes.rank(&format!("{at}.proj_in.weight")) == 2);
-    let cross_attention_dim = attention
+    let is_linear = shapes.has_linear_projections();
+    let cross_attention_dim = first_attention(layout)
         .map(|at| shapes.dim(&format!("{at}.transformer_blocks.0.attn2.to_k.weight"), 1))
         .transpose()?;
     let heads = match is_linear {
@@ -60,17 +57,17 @@ pub(super) fn encoder_config(shapes: &Shapes<'_>, layout: &UNetLayout) -> Result
         "attention_head_dim": heads,
         "block_out_channels": channels,
         "cross_attention_dim": cross_attention_dim.unwrap_or(1280),
-        "down_block_types": block_types(&layout.down, "Down"),
+        "down_block_types": block_types(shapes, &layout.down, "down"),
         "downsample_padding": 1,
         "flip_sin_to_cos": true,
         "freq_shift": 0,
         "in_channels": shapes.dim("conv_in.weight", 1)?,
         "layers_per_block": layers_per_block(shapes, layout)?,
         "mid_block_scale_factor": 1,
-        "mid_block_type": match layout.mid {
-            Some(0) => Some("UNetMidBlock2D"),
-            Some(_) => Some("UNetMidBlock2DCrossAttn"),
-            None => None,
+        "mid_block_type": match (layout.mid, attending_middle(shapes, layout)) {
+            (Some(_), Some(_)) => Some("UNetMidBlock2DCrossAttn"),
+            (Some(_), None) => Some("UNetMidBlock2D"),
+            (None, _) => None,
         },
         "norm_eps": 1e-5,
         "norm_num_groups": 32,
@@ -83,15 +80,27 @@ pub(super) fn encoder_config(shapes: &Shapes<'_>, layout: &UNetLayout) -> Result
     }))
 }
 
-fn block_types(levels: &[UNetLevel], side: &str) -> Vec<String> {
-    let cross = |level: &UNetLevel| match level.depths.first() {
-        Some(0) | None => "",
-        Some(_) => "CrossAttn",
+fn block_types(shapes: &Shapes<'_>, levels: &[UNetLevel], side: &str) -> Vec<&'static str> {
+    let block_type = |(i, level): (usize, &UNetLevel)| match (side, attends(shapes, side, i, level))
+    {
+        ("down", true) => "CrossAttnDownBlock2D",
+        ("down", false) => "DownBlock2D",
+        (_, true) => "CrossAttnUpBlock2D",
+        (_, false) => "UpBlock2D",
     };
-    levels
-        .iter()
-        .map(|level| format!("{}{side}Block2D", cross(level)))
-        .collect()
+    levels.iter().enumerate().map(block_type).collect()
+}
+
+/// Whether a level has attention. Small ControlNets have some of no transformer blocks, which project only.
+fn attends(shapes: &Shapes<'_>, side: &str, index: usize, level: &UNetLevel) -> bool {
+    let norm = format!("{side}_blocks.{index}.attentions.0.norm.weight");
+    level.depths.first().is_some_and(|&depth| depth > 0) || shapes.has(&norm)
+}
+
+/// Transformer blocks in a middle with attention.
+fn attending_middle(shapes: &Shapes<'_>, layout: &UNetLayout) -> Option<usize> {
+    let has_norm = shapes.has("mid_block.attentions.0.norm.weight");
+    layout.mid.filter(|&depth| depth > 0 || has_norm)
 }
 
 fn check_way_up(shapes: &Shapes<'_>, layout: &UNetLayout) -> Result<()> {
@@ -110,7 +119,7 @@ fn check_way_up(shapes: &Shapes<'_>, layout: &UNetLayout) -> Result<()> {
     }
 }
 
-/// Where the first spatial transformer is.
+/// Where the first spatial transformer with blocks is.
 fn first_attention(layout: &UNetLayout) -> Option<String> {
     let on_the_way = |levels: &[UNetLevel], side: &str| {
         let level = levels
@@ -144,15 +153,19 @@ fn layers_per_block(shapes: &Shapes<'_>, layout: &UNetLayout) -> Result<Value> {
 fn transformer_layers(shapes: &Shapes<'_>, layout: &UNetLayout) -> Result<(Value, Option<Value>)> {
     let bottom = layout.down.len().saturating_sub(1);
     let mut depths: Vec<Vec<usize>> = layout.down.iter().map(|l| l.depths.clone()).collect();
+    let middle = attending_middle(shapes, layout);
     // The number of a level without attention is free, and the middle takes the last one.
     for (i, level) in depths.iter_mut().enumerate() {
-        let free = layout.mid.filter(|&depth| i == bottom && depth > 0);
+        if attends(shapes, "down", i, &layout.down[i]) {
+            continue;
+        }
+        let free = middle.filter(|_| i == bottom);
         for depth in level.iter_mut().filter(|depth| **depth == 0) {
             *depth = free.unwrap_or(1);
         }
     }
     let last = depths.last().and_then(|level| level.first());
-    if let (Some(mid), Some(&last)) = (layout.mid.filter(|&depth| depth > 0), last)
+    if let (Some(mid), Some(&last)) = (middle, last)
         && mid != last
     {
         return Err(
