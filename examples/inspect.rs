@@ -2,7 +2,7 @@
 //!
 //! `cargo run --release --example inspect -- model.safetensors` takes any file, model folder or folder of one part, such
 //! as a ControlNet; several files are read as parts of one model. `--save-diffusers` and `--save-single-file` convert.
-//! IP-Adapters and the image encoders by which they see are described, too.
+//! LoRAs, learned words, IP-Adapters and the image encoders by which they see are described, too.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,9 @@ use clap::Parser;
 use diffusion_core::model::{ClipVisionConfig, IpAdapterConfig};
 use diffusion_core::nn::TensorSource;
 use diffusion_core::pipeline::ImageEncoderFiles;
-use diffusion_core::weights::{Checkpoint, Component, OpenOptions, TensorFile, TensorSummary};
+use diffusion_core::weights::{
+    Checkpoint, Component, Embedding, Lora, OpenOptions, TensorFile, TensorSummary,
+};
 
 /// Says what a checkpoint is: its family, components, number formats, sizes, and what of it is not used.
 #[derive(Parser)]
@@ -39,17 +41,16 @@ fn run(args: Args) -> Result<(), Box<dyn Error>> {
         ema: args.ema,
         ..Default::default()
     };
+    if let [one] = args.paths.as_slice()
+        && let Some(description) = describe_beside(one)?
+    {
+        println!("{}", description.trim_end());
+        return Ok(());
+    }
     let checkpoint = match args.paths.as_slice() {
-        [one] if is_part(one) => return describe_part(one),
         [one] => Checkpoint::open_with(one, &options)?,
         several => Checkpoint::open_files(several, &options)?,
     };
-    if let ([one], None) = (args.paths.as_slice(), checkpoint.components().next())
-        && one.is_file()
-        && is_beside_a_model(&TensorFile::open(one)?)
-    {
-        return describe_part(one);
-    }
     print!("{}", checkpoint.description());
     let checkpoint = checkpoint.overwrite(args.overwrite);
     if let Some(folder) = args.save_diffusers {
@@ -63,32 +64,35 @@ fn run(args: Args) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Whether it is the folder of one part of a model.
-fn is_part(path: &Path) -> bool {
-    path.join("config.json").is_file() && !path.join("model_index.json").is_file()
-}
-
-fn is_beside_a_model(tensors: &dyn TensorSource) -> bool {
-    IpAdapterConfig::describes(tensors) || ClipVisionConfig::describes(tensors)
-}
-
-/// Says what an IP-Adapter or an image encoder is.
-fn describe_part(path: &Path) -> Result<(), Box<dyn Error>> {
+/// What is used beside a model: an IP-Adapter, an image encoder, a LoRA, a learned word.
+fn describe_beside(path: &Path) -> Result<Option<String>, Box<dyn Error>> {
     let tensors: Box<dyn TensorSource> = match path.is_dir() {
-        true => Box::new(Component::open(path, None)?.open_weights()?),
+        true if Component::is_at(path) => Box::new(Component::open(path, None)?.open_weights()?),
+        true => return Ok(Lora::open(path).ok().map(|lora| lora.to_string())),
         false => Box::new(TensorFile::open(path)?),
     };
-    if IpAdapterConfig::describes(&*tensors) {
-        let config = IpAdapterConfig::from_tensors(&*tensors)?;
-        println!("{config}\n{}", TensorSummary::of(&*tensors));
-        if !config.unused.is_empty() {
-            println!("unused: {}", config.unused.join(", "));
-        }
-    } else {
-        let config = ImageEncoderFiles::open(path)?.config;
-        println!("{config}\n{}", TensorSummary::of(&*tensors));
+    let tensors = &*tensors;
+    let summary = TensorSummary::of(tensors);
+    if IpAdapterConfig::describes(tensors) {
+        let config = IpAdapterConfig::from_tensors(tensors)?;
+        let unused = match config.unused.as_slice() {
+            [] => String::new(),
+            names => format!("unused: {}", names.join(", ")),
+        };
+        return Ok(Some(format!("{config}\n{summary}\n{unused}")));
     }
-    Ok(())
+    if ClipVisionConfig::describes(tensors) {
+        let config = ImageEncoderFiles::open(path)?.config;
+        return Ok(Some(format!("{config}\n{summary}")));
+    }
+    if Checkpoint::open(path).is_ok_and(|checkpoint| checkpoint.components().next().is_some()) {
+        return Ok(None);
+    }
+    if let Ok(lora) = Lora::open(path) {
+        return Ok(Some(format!("{lora}{summary}")));
+    }
+    let word = Embedding::open(path, None);
+    Ok(word.ok().map(|word| format!("{word}\n{summary}")))
 }
 
 fn main() -> ExitCode {

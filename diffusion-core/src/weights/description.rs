@@ -114,7 +114,7 @@ impl ModelDescription {
 /// A report names no more of a list.
 const MAX_NAMES: usize = 12;
 
-fn list(f: &mut fmt::Formatter<'_>, what: &str, names: &[String]) -> fmt::Result {
+pub(super) fn list(f: &mut fmt::Formatter<'_>, what: &str, names: &[String]) -> fmt::Result {
     if names.is_empty() {
         return Ok(());
     }

@@ -1,6 +1,7 @@
 //! Textual inversion: words that a model learned, as vectors.
 
 use std::collections::{BTreeMap, HashSet};
+use std::fmt;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
@@ -160,6 +161,22 @@ impl Embedding {
     /// The vectors for a text encoder, `(num_vectors, width)`, f32, if the word has any for it.
     pub fn vectors(&self, part: ModelPart) -> Option<&Tensor> {
         self.parts.get(&part)
+    }
+}
+
+impl fmt::Display for Embedding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "word {:?}:", self.token)?;
+        for (i, (part, vectors)) in self.parts.iter().enumerate() {
+            let comma = if i > 0 { "," } else { "" };
+            let (count, width) = (self.num_vectors(), vectors.dims()[1]);
+            let plural = if count == 1 { "" } else { "s" };
+            write!(
+                f,
+                "{comma} {count} vector{plural} of {width} channels for the {part}"
+            )?;
+        }
+        Ok(())
     }
 }
 

@@ -120,6 +120,17 @@ impl Adapter {
         self.change.as_ref().map(|change| change.size().1)
     }
 
+    /// What people call it.
+    pub(super) fn kind(&self) -> &'static str {
+        match (&self.change, &self.magnitude) {
+            (Some(_), Some(_)) => "DoRA",
+            (Some(Change::Lora(_)), None) => "LoRA",
+            (Some(Change::Loha(..)), None) => "LoHa",
+            (Some(Change::Lokr(..)), None) => "LoKr",
+            (Some(Change::Full(_)) | None, _) => "differences of weights",
+        }
+    }
+
     /// Whether there is anything to it but numbers beside missing tensors.
     pub(super) fn does_something(&self) -> bool {
         self.change.is_some() || self.bias.is_some()

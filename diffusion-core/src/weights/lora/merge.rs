@@ -266,7 +266,7 @@ fn check_context(lora: &Lora, adapter: &Adapter, parts: &[Modules<'_>]) -> Resul
 }
 
 /// A width of the text conditioning, and whose it is.
-fn family(width: usize) -> String {
+pub(super) fn family(width: usize) -> String {
     let name = match width {
         768 => " (Stable Diffusion 1)",
         1024 => " (Stable Diffusion 2)",

@@ -1,6 +1,7 @@
 //! LoRA and its relatives: small files that change a model's weights.
 
 mod adapter;
+mod description;
 mod keys;
 mod merge;
 mod modules;
