@@ -2,14 +2,18 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use diffusion_core::denoise::{Denoiser, Estimate};
 use diffusion_core::nn::{NamedTensors, TensorSource};
+use diffusion_core::rng::ImageRngs;
+use diffusion_core::scheduler::{self, Sampler, StepReport};
 use diffusion_core::weights::{Checkpoint, ComponentKind, OpenOptions, TensorFile};
 use diffusion_core::{
-    Control, ControlNet, DType, Device, Error, ErrorKind, GenerateRequest, Pipeline, Result,
-    RgbImage, T2iAdapter, Tensor,
+    Control, ControlNet, DType, Device, Error, ErrorKind, GenerateRequest, NoiseSchedule, Pipeline,
+    Result, RgbImage, T2iAdapter, Tensor,
 };
 use diffusion_tests::{TestResult, golden_path, model_path};
 use serde_json::json;
@@ -132,6 +136,60 @@ fn settings_out_of_range() -> TestResult {
         Control::new(adapter, RgbImage::new(1, 1)),
     ] {
         pipe.generate(&request(control))?;
+    }
+    Ok(())
+}
+
+/// Notes the steps that it is told, and how often it is asked in each.
+#[derive(Default)]
+struct Listener {
+    steps: Vec<(usize, usize)>,
+    evaluations: Vec<usize>,
+}
+
+impl Denoiser for Listener {
+    fn begin_step(&mut self, index: usize, num_steps: usize) {
+        self.steps.push((index, num_steps));
+        self.evaluations.push(0);
+    }
+
+    fn denoise(&mut self, latents: &Tensor, _sigma: f64, _timestep: f64) -> Result<Estimate> {
+        *self
+            .evaluations
+            .last_mut()
+            .ok_or("no step began")
+            .map_err(Error::custom)? += 1;
+        Ok(Estimate {
+            denoised: latents.zeros_like()?,
+            unconditional: None,
+        })
+    }
+}
+
+#[test]
+fn a_denoiser_is_told_each_step_once() -> TestResult {
+    let schedule = NoiseSchedule::from_json(&json!({"beta_schedule": "scaled_linear"}))?;
+    let mut noise = ImageRngs::new(&[0], &[4, 2, 2], &Device::Cpu);
+    for (name, start, expected) in [
+        ("euler", 0, vec![1, 1, 1, 1]),
+        ("heun", 0, vec![2, 2, 2, 1]),
+        ("heun", 1, vec![2, 2, 1]),
+    ] {
+        let scheduler = scheduler::from_name(name, &json!({}))?;
+        let sampler = Sampler {
+            scheduler: &scheduler,
+            schedule: &schedule,
+            num_steps: 4,
+            eta: None,
+        };
+        let latents = noise.draw()?;
+        let mut listener = Listener::default();
+        let mut go_on = |_: &StepReport<'_>| ControlFlow::Continue(());
+        sampler.run_from(start, &latents, &mut listener, &mut noise, &mut go_on)?;
+        let num_steps = 4 - start;
+        let steps: Vec<_> = (0..num_steps).map(|index| (index, num_steps)).collect();
+        assert_eq!(listener.steps, steps, "{name} from {start}");
+        assert_eq!(listener.evaluations, expected, "{name} from {start}");
     }
     Ok(())
 }

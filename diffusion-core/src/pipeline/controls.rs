@@ -36,6 +36,15 @@ pub enum ControlImage {
     Tensor(Tensor),
 }
 
+impl ControlModel {
+    fn device(&self) -> &Device {
+        match self {
+            Self::ControlNet(net) => net.weights().device(),
+            Self::T2iAdapter(adapter) => adapter.weights().device(),
+        }
+    }
+}
+
 impl From<Arc<ControlNet>> for ControlModel {
     fn from(net: Arc<ControlNet>) -> Self {
         Self::ControlNet(net)
@@ -138,7 +147,7 @@ impl Control {
 
     fn check(&self) -> Result<()> {
         let Window { start, end } = self.window;
-        if !(self.scale.abs() <= MAX_SCALE) {
+        if !(-MAX_SCALE..=MAX_SCALE).contains(&self.scale) {
             let expected = format!("a number from -{MAX_SCALE} to {MAX_SCALE}");
             return Err(Error::argument("control scale", expected, self.scale));
         }
@@ -224,6 +233,11 @@ impl Pipeline {
         for control in &request.controls {
             control.check()?;
             control.image.check(request.num_images)?;
+            let device = control.model.device();
+            if !device.same_device(&self.device) {
+                let expected = format!("a network on {:?}, as the pipeline", self.device);
+                return Err(Error::argument("control", expected, format!("{device:?}")));
+            }
             match &control.model {
                 ControlModel::ControlNet(net) => {
                     net.check_unet(&self.unet)?;

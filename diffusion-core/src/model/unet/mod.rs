@@ -84,11 +84,11 @@ pub struct UNet {
 
 impl UNet {
     /// Reads the tensors. Weights are held as `dtype`; arithmetic is
-    /// [`compute_dtype`].
+    /// [`compute_dtype`](crate::device::compute_dtype).
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if the configuration does not fit together, [`Error::Weights`] if
-    /// the tensors do not fit it; otherwise if reading fails.
+    /// [`InvalidArgument`](crate::Error::InvalidArgument) if the configuration does not fit together,
+    /// [`Weights`](crate::Error::Weights) if the tensors do not fit it; otherwise if reading fails.
     pub fn new(
         config: UNetConfig,
         source: &dyn TensorSource,
@@ -136,7 +136,7 @@ impl UNet {
     /// The same model with some of its weights changed; it shares the memory of all others.
     ///
     /// # Errors
-    /// [`Error::Weights`] if a replacement is of another name or shape than the model's.
+    /// [`Error::Weights`](crate::Error::Weights) if a replacement is of another name or shape than the model's.
     pub fn with_changes(&self, changes: impl Into<WeightChanges>) -> Result<Self> {
         let weights = self.weights.changed(changes.into());
         let config = self.config().clone();
@@ -161,8 +161,8 @@ impl UNet {
     /// any; odd ones are met by upsampling to the size of the level above.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if the number of timesteps or the added conditioning does not fit,
-    /// [`Error::Tensor`] if a shape does not.
+    /// [`InvalidArgument`](crate::Error::InvalidArgument) if the number of timesteps, the added conditioning or
+    /// residuals do not fit, [`Tensor`](crate::Error::Tensor) if a shape does not.
     pub fn forward(&self, input: &UNetInput<'_>) -> Result<Tensor> {
         let mut encoded = self.encoder.forward(input, None)?;
         if let Some(control) = input.residuals.and_then(|r| r.control.as_ref()) {
