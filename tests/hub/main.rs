@@ -1,0 +1,1 @@
+//! Models from a hub: a small server on this machine plays it.
