@@ -21,6 +21,7 @@ import containers
 import embeddings
 import equations
 import gradients
+import hub
 import loras
 import networks
 import parameters
@@ -58,6 +59,7 @@ def main():
         "single_files": single_files.make,
         "gradients": gradients.make,
         "loras": loras.make,
+        "hub": hub.make,
         "embeddings": embeddings.make,
         "runs": runs.make,
         "containers": containers.make,

@@ -62,9 +62,9 @@ pub(super) struct Attempts {
 }
 
 impl Attempts {
-    pub(super) fn new(options: &HubOptions) -> Self {
+    pub(super) fn new(retries: u32) -> Self {
         Self {
-            left: options.retries,
+            left: retries,
             pause: FIRST_PAUSE,
         }
     }
@@ -118,10 +118,10 @@ impl<'a> Client<'a> {
     }
 
     /// The commit that a revision stands for, and its files.
-    pub(super) fn listing(&self, revision: &str) -> Result<Listing, Failure> {
+    pub(super) fn listing(&self, revision: &str, retries: u32) -> Result<Listing, Failure> {
         let api = format!("{}/api/models/{}", self.endpoint, self.repository);
         let url = format!("{api}/revision/{}", encode(revision, ""));
-        let answer = self.repeat(|| {
+        let answer = self.repeat(retries, || {
             let mut response = self.send(&Method::GET, &url, None, |_| false)?;
             self.check(&response, revision, None)?;
             let body = response.body_mut().with_config().limit(MAX_ANSWER);
@@ -142,11 +142,16 @@ impl<'a> Client<'a> {
     }
 
     /// What the server says of a file, without the file.
-    pub(super) fn info(&self, revision: &str, file: &str) -> Result<FileInfo, Failure> {
+    pub(super) fn info(
+        &self,
+        revision: &str,
+        file: &str,
+        retries: u32,
+    ) -> Result<FileInfo, Failure> {
         let url = self.file_url(revision, file);
         // A redirect to where large files lie says already what they are.
         let says_all = |headers: &HeaderMap| headers.contains_key("x-linked-etag");
-        let response = self.repeat(|| {
+        let response = self.repeat(retries, || {
             let response = self.send(&Method::HEAD, &url, None, says_all)?;
             self.check(&response, revision, Some(file))?;
             Ok(response)
@@ -192,8 +197,12 @@ impl<'a> Client<'a> {
         format!("{endpoint}/{repository}/resolve/{revision}/{file}")
     }
 
-    fn repeat<T>(&self, mut request: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
-        let mut attempts = Attempts::new(self.options);
+    fn repeat<T>(
+        &self,
+        retries: u32,
+        mut request: impl FnMut() -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let mut attempts = Attempts::new(retries);
         loop {
             match request() {
                 Err(Failure::Passing(reason)) => {

@@ -121,7 +121,7 @@ impl Download<'_> {
     }
 
     fn fill(&self, partial: &mut Partial) -> Result<(), Stop> {
-        let mut attempts = Attempts::new(self.client.options);
+        let mut attempts = Attempts::new(self.client.options.retries);
         let mut most = partial.size;
         self.report_or_stop(partial.size)?;
         while partial.size < self.info.size {
@@ -129,7 +129,7 @@ impl Download<'_> {
                 Err(Stop::Failed(Failure::Passing(reason))) => {
                     // A server that always begins anew brings nothing new.
                     if partial.size > most {
-                        attempts = Attempts::new(self.client.options);
+                        attempts = Attempts::new(self.client.options.retries);
                         most = partial.size;
                     }
                     let again = attempts.pause(reason);

@@ -67,9 +67,14 @@ pub(super) fn fetch(
         return Ok(path);
     }
     let client = Client::new(settings, &id.repository)?;
+    // With something to fall back on, a hub that is away is not waited for.
+    let retries = match cached {
+        Some(_) => 0,
+        None => settings.retries,
+    };
     let online = match &id.file {
-        Some(file) => fetch_file(&client, &cache, revision, file),
-        None => client.listing(revision).map(|listing| {
+        Some(file) => fetch_file(&client, &cache, revision, file, retries),
+        None => client.listing(revision, retries).map(|listing| {
             let found = Repository {
                 id,
                 cache: &cache,
@@ -103,8 +108,9 @@ fn fetch_file(
     cache: &Cache,
     revision: &str,
     file: &str,
+    retries: u32,
 ) -> Result<Result<PathBuf>, Failure> {
-    let info = client.info(revision, file)?;
+    let info = client.info(revision, file, retries)?;
     let commit = info.commit.as_deref();
     let Some(commit) = commit.or_else(|| Some(revision).filter(|r| is_commit(r))) else {
         return Err(Failure::Refused(Error::format(
@@ -197,7 +203,7 @@ impl Repository<'_> {
         let Some(client) = self.client else {
             return Err(self.lacks(&[file.to_owned()]));
         };
-        let info = client.info(&self.commit, file);
+        let info = client.info(&self.commit, file, client.options.retries);
         let info = info.map_err(|failure| client.error(failure, Some(file)))?;
         let download = Download {
             client,
