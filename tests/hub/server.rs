@@ -14,7 +14,7 @@ use ring::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY, SHA256};
 
 /// What goes wrong with a file's bytes.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
+pub(crate) enum Fault {
     /// The connection closes after so many bytes, once.
     CutOnce(usize),
     /// As often as it is asked.
@@ -33,58 +33,58 @@ pub enum Fault {
 
 /// A model and its files.
 #[derive(Default, Clone)]
-pub struct Repository {
-    pub commit: String,
-    pub files: BTreeMap<String, Vec<u8>>,
-    pub is_gated: bool,
-    pub faults: HashMap<String, Fault>,
+pub(crate) struct Repository {
+    pub(crate) commit: String,
+    pub(crate) files: BTreeMap<String, Vec<u8>>,
+    pub(crate) is_gated: bool,
+    pub(crate) faults: HashMap<String, Fault>,
     /// Sent in place of the list of files.
-    pub listing: Option<String>,
+    pub(crate) listing: Option<String>,
     /// Sent as the etag of files.
-    pub etag: Option<String>,
+    pub(crate) etag: Option<String>,
     /// Where it moved.
-    pub new_name: Option<String>,
+    pub(crate) new_name: Option<String>,
 }
 
 /// A request, and how many bytes of a file answered it.
 #[derive(Debug, Clone, Default)]
-pub struct Asked {
-    pub line: String,
-    pub range: Option<String>,
-    pub token: Option<String>,
-    pub is_storage: bool,
-    pub bytes: usize,
+pub(crate) struct Asked {
+    pub(crate) line: String,
+    pub(crate) range: Option<String>,
+    pub(crate) token: Option<String>,
+    pub(crate) is_storage: bool,
+    pub(crate) bytes: usize,
 }
 
 #[derive(Default)]
-pub struct State {
-    pub repositories: HashMap<String, Repository>,
-    pub log: Vec<Asked>,
+pub(crate) struct State {
+    pub(crate) repositories: HashMap<String, Repository>,
+    pub(crate) log: Vec<Asked>,
     storage: String,
 }
 
 /// The hub, and beside it the storage of large files under another address.
-pub struct Server {
-    pub address: String,
+pub(crate) struct Server {
+    pub(crate) address: String,
     state: Arc<Mutex<State>>,
 }
 
 /// Files of at least so many bytes are kept in the storage.
 const LARGE: usize = 10_000;
 /// A token that gated models open for.
-pub const TOKEN: &str = "hf_secret";
+pub(crate) const TOKEN: &str = "hf_secret";
 /// The commit of all repositories.
-pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+pub(crate) const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
 impl Repository {
     /// The files below a folder.
-    pub fn of_folder(folder: &Path) -> TestResult<Self> {
+    pub(crate) fn of_folder(folder: &Path) -> TestResult<Self> {
         let mut repository = Self::of_files(&[]);
         repository.add_folder(folder, "")?;
         Ok(repository)
     }
 
-    pub fn of_files(files: &[(&str, &[u8])]) -> Self {
+    pub(crate) fn of_files(files: &[(&str, &[u8])]) -> Self {
         let files = files
             .iter()
             .map(|(name, bytes)| ((*name).to_owned(), bytes.to_vec()));
@@ -113,7 +113,7 @@ impl Repository {
 }
 
 /// git's name for small files, the hash of large ones.
-pub fn etag(bytes: &[u8]) -> String {
+pub(crate) fn etag(bytes: &[u8]) -> String {
     let (mut context, start) = match bytes.len() {
         ..LARGE => (
             Context::new(&SHA1_FOR_LEGACY_USE_ONLY),
@@ -134,7 +134,7 @@ pub fn etag(bytes: &[u8]) -> String {
 }
 
 impl Server {
-    pub fn start(repositories: &[(&str, Repository)]) -> TestResult<Self> {
+    pub(crate) fn start(repositories: &[(&str, Repository)]) -> TestResult<Self> {
         let (hub, storage) = (listen()?, listen()?);
         let address = |listener: &TcpListener| -> TestResult<String> {
             Ok(format!("http://{}", listener.local_addr()?))
@@ -164,17 +164,17 @@ impl Server {
         Ok(server)
     }
 
-    pub fn state(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no thread panics")
     }
 
     /// What was asked since the last call.
-    pub fn take_log(&self) -> Vec<Asked> {
+    pub(crate) fn take_log(&self) -> Vec<Asked> {
         std::mem::take(&mut self.state().log)
     }
 
     /// The lines of the requests since the last call.
-    pub fn take_lines(&self) -> Vec<String> {
+    pub(crate) fn take_lines(&self) -> Vec<String> {
         self.take_log()
             .into_iter()
             .map(|asked| asked.line)

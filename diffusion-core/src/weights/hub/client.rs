@@ -187,6 +187,11 @@ impl<'a> Client<'a> {
         Ok(response)
     }
 
+    /// What errors call a file.
+    pub(super) fn path_of(&self, file: &str) -> PathBuf {
+        Path::new(self.repository).join(file)
+    }
+
     fn file_url(&self, revision: &str, file: &str) -> String {
         let Self {
             endpoint,
@@ -298,23 +303,25 @@ impl<'a> Client<'a> {
                 format!("{repository}@{revision}").into(),
                 "the repository has no such branch, tag or commit".into(),
             )),
-            (404, "EntryNotFound" | "") if let Some(file) = file => Failure::Missing(missing(
-                format!("{repository}/{file}").into(),
-                format!("the repository has no such file at the revision {revision}"),
-            )),
             (401 | 403, _) => self.forbidden(format!(
                 "{} does not show such a repository: it does not exist, or it is private and the token \
                  (HF_TOKEN, HubOptions::token) may not read it{}{said}",
                 self.endpoint,
                 if said.is_empty() { "" } else { "; it says: " }
             )),
-            (404, _) => Failure::Refused(missing(
-                repository.into(),
-                format!(
-                    "there is no such path here and no such repository at {}",
-                    self.endpoint
-                ),
-            )),
+            (404, code) => match file.filter(|_| code != "RepoNotFound") {
+                Some(file) => Failure::Missing(missing(
+                    self.path_of(file),
+                    format!("the repository has no such file at the revision {revision}"),
+                )),
+                None => Failure::Refused(missing(
+                    repository.into(),
+                    format!(
+                        "there is no such path here and no such repository at {}",
+                        self.endpoint
+                    ),
+                )),
+            },
             (408 | 429 | 500..=599, _) => {
                 Failure::Passing(io::Error::other(format!("the server answers {status}")))
             }

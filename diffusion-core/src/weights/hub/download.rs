@@ -216,10 +216,8 @@ impl Download<'_> {
             "the server sends more than the {} bytes that it announced",
             self.info.size
         );
-        Stop::Failed(Failure::Refused(Error::format(
-            Path::new(self.file),
-            reason,
-        )))
+        let path = self.client.path_of(self.file);
+        Stop::Failed(Failure::Refused(Error::format(&path, reason)))
     }
 
     /// Removes what is not the file that the hub announced.
@@ -234,7 +232,7 @@ impl Download<'_> {
         let reason = format!(
             "what was downloaded is damaged and was removed: expected the SHA-256 {etag}, found {found}; try again"
         );
-        Err(Error::format(Path::new(self.file), reason))
+        Err(Error::format(&self.client.path_of(self.file), reason))
     }
 }
 

@@ -83,14 +83,16 @@ mod tests {
     #[cfg(not(feature = "hub"))]
     #[test]
     fn without_the_feature_an_id_is_an_error_that_says_so() {
-        let error = OpenOptions::default().locate("owner/name").unwrap_err();
+        let located = OpenOptions::default().locate("owner/name");
+        let error = located.expect_err("there is no such path");
         assert_eq!(error.kind(), crate::ErrorKind::NotFound);
         assert!(error.to_string().contains("feature `hub`"), "{error}");
     }
 
     #[test]
-    fn a_path_that_exists_is_itself() {
+    fn a_path_that_exists_is_itself() -> Result<()> {
         let path = Path::new("src/weights");
-        assert_eq!(OpenOptions::default().locate(path).unwrap(), path);
+        assert_eq!(OpenOptions::default().locate(path)?, path);
+        Ok(())
     }
 }

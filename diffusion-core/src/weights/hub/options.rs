@@ -29,6 +29,7 @@ const ENDPOINT: &str = "https://huggingface.co";
 /// # Ok::<(), diffusion_core::Error>(())
 /// ```
 #[derive(Clone)]
+#[non_exhaustive]
 pub struct HubOptions {
     /// The hub's address, without a path.
     pub endpoint: String,
@@ -178,18 +179,19 @@ mod tests {
     }
 
     #[test]
-    fn tokens_come_from_the_environment_or_the_file() {
+    fn tokens_come_from_the_environment_or_the_file() -> std::io::Result<()> {
         let folder = std::env::temp_dir().join(format!("diffusion-token-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        std::fs::write(folder.join("token"), "from-file\n").unwrap();
-        let home = ("HF_HOME", folder.to_str().unwrap());
+        std::fs::create_dir_all(&folder)?;
+        std::fs::write(folder.join("token"), "from-file\n")?;
+        let text = folder.to_string_lossy();
+        let home = ("HF_HOME", &*text);
         assert_eq!(options(&[home]).token.as_deref(), Some("from-file"));
         let both = options(&[home, ("HF_TOKEN", " from-env ")]);
         assert_eq!(both.token.as_deref(), Some("from-env"));
         assert!(!format!("{both:?}").contains("from-env"));
         let none = options(&[home, ("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")]);
         assert_eq!(none.token, None);
-        std::fs::remove_dir_all(folder).unwrap();
+        std::fs::remove_dir_all(folder)
     }
 
     #[test]

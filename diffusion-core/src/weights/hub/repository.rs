@@ -60,18 +60,23 @@ pub(super) fn fetch(
         };
         return cached.fetch(options, wanted, true);
     }
+    let from_cache = |any_variant| {
+        let cached = cached.as_ref()?;
+        cached.fetch(options, wanted, any_variant).ok()
+    };
     // What is there of a commit never changes, so nobody needs to be asked.
-    if let Some(cached) = cached.as_ref().filter(|_| is_commit(revision))
-        && let Ok(path) = cached.fetch(options, wanted, false)
+    if is_commit(revision)
+        && let Some(path) = from_cache(false)
     {
         return Ok(path);
     }
-    let client = Client::new(settings, &id.repository)?;
-    // With something to fall back on, a hub that is away is not waited for.
-    let retries = match cached {
+    // A hub that is away, or that took a model down, leaves what is here, and is not waited for then.
+    let substitute = from_cache(true);
+    let retries = match substitute {
         Some(_) => 0,
         None => settings.retries,
     };
+    let client = Client::new(settings, &id.repository)?;
     let online = match &id.file {
         Some(file) => fetch_file(&client, &cache, revision, file, retries),
         None => client.listing(revision, retries).map(|listing| {
@@ -91,14 +96,7 @@ pub(super) fn fetch(
     match online {
         Ok(result) => result,
         Err(Failure::Missing(error)) => Err(error),
-        // A hub that is away, or that took a model down, leaves what is here.
-        Err(failure) => {
-            let found = cached.map(|cached| cached.fetch(options, wanted, true));
-            match found {
-                Some(Ok(path)) => Ok(path),
-                _ => Err(client.error(failure, None)),
-            }
-        }
+        Err(failure) => substitute.ok_or_else(|| client.error(failure, None)),
     }
 }
 
