@@ -262,7 +262,11 @@ impl<'a> Client<'a> {
     fn broken(&self, url: &str, error: ureq::Error) -> Failure {
         use ureq::Error as E;
         match error {
-            E::Io(e) if e.kind() != ErrorKind::InvalidInput => Failure::Passing(e),
+            // A certificate that is not believed will not be believed later.
+            E::Io(e) if matches!(e.kind(), ErrorKind::InvalidInput | ErrorKind::InvalidData) => {
+                Failure::Refused(Error::io(Path::new(url), e))
+            }
+            E::Io(e) => Failure::Passing(e),
             E::Timeout(_) => Failure::Passing(io::Error::new(ErrorKind::TimedOut, error)),
             E::HostNotFound | E::ConnectionFailed | E::BodyStalled => {
                 Failure::Passing(io::Error::new(ErrorKind::NotConnected, error))
