@@ -7,6 +7,8 @@ test: test-rust test-c test-python test-same
 # Release mode: the tests run whole models.
 test-rust:
 	cargo test --release --locked --workspace --exclude diffusion-py
+	# The tests above have the feature `hub`; this is what a build without it says.
+	cargo test --release --locked -p diffusion-core --lib weights::hub
 
 test-c:
 	diffusion-c/test.sh

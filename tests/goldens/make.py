@@ -22,6 +22,7 @@ import controls
 import embeddings
 import equations
 import gradients
+import hub
 import ip_adapters
 import loras
 import networks
@@ -61,6 +62,7 @@ def main():
         "single_files": single_files.make,
         "gradients": gradients.make,
         "loras": loras.make,
+        "hub": hub.make,
         "embeddings": embeddings.make,
         "ip_adapters": ip_adapters.make,
         "runs": runs.make,

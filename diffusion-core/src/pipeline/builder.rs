@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::model::{TextEncoder, Tokenizer, UNet, UNetConfig, Vae};
 use crate::scheduler::{self, Scheduler};
 use crate::weights::{Checkpoint, ComponentKind, Family, OpenOptions};
-use crate::weights::{Embedding, Lora, LoraMode, LoraScale};
+use crate::weights::{Embedding, Lora, LoraMode, LoraScale, Wanted, locate};
 
 /// Collects the parts of a [`Pipeline`]: a checkpoint, and parts of the caller's own in place of its.
 #[derive(Debug, Default)]
@@ -23,6 +23,9 @@ pub struct PipelineBuilder {
     weights: Option<PathBuf>,
     checkpoint: Option<Checkpoint>,
     variant: Option<String>,
+    revision: Option<String>,
+    #[cfg(feature = "hub")]
+    hub: Option<crate::weights::HubOptions>,
     device: Option<Device>,
     dtype: Option<DType>,
     scheduler: Option<Arc<dyn Scheduler>>,
@@ -41,7 +44,8 @@ pub struct PipelineBuilder {
 }
 
 impl PipelineBuilder {
-    /// A model folder in the diffusers layout, or one file that holds the whole model.
+    /// A model folder in the diffusers layout, one file that holds the whole model, or, where no such path is,
+    /// a [`HubId`](crate::weights::HubId) such as `stable-diffusion-v1-5/stable-diffusion-v1-5`.
     pub fn weights(mut self, path: impl Into<PathBuf>) -> Self {
         self.weights = Some(path.into());
         self
@@ -57,6 +61,19 @@ impl PipelineBuilder {
     /// Prefers weight files of a variant, such as `fp16`.
     pub fn variant(mut self, variant: impl Into<String>) -> Self {
         self.variant = Some(variant.into());
+        self
+    }
+
+    /// The branch, tag or commit of a model on the hub. Default: `main`.
+    pub fn revision(mut self, revision: impl Into<String>) -> Self {
+        self.revision = Some(revision.into());
+        self
+    }
+
+    /// How the hub is reached. Default: as the environment says.
+    #[cfg(feature = "hub")]
+    pub fn hub(mut self, hub: crate::weights::HubOptions) -> Self {
+        self.hub = Some(hub);
         self
     }
 
@@ -123,7 +140,7 @@ impl PipelineBuilder {
         self
     }
 
-    /// A LoRA, or one of its relatives, at a strength: a file or a folder. Several add up. What became of each
+    /// A LoRA, or one of its relatives, at a strength: a file, a folder or an id on the hub. Several add up. What became of each
     /// is in [`Pipeline::loras`].
     pub fn lora(mut self, path: impl Into<PathBuf>, scale: impl Into<LoraScale>) -> Self {
         self.loras.push((path.into(), scale.into()));
@@ -257,7 +274,15 @@ impl PipelineBuilder {
             pipeline.add_embedding(embedding)?;
         }
         if !self.loras.is_empty() {
-            let open = |(path, scale): (PathBuf, LoraScale)| Ok((Lora::open(path)?, scale));
+            let hub = OpenOptions {
+                #[cfg(feature = "hub")]
+                hub: self.hub,
+                ..Default::default()
+            };
+            let open = |(path, scale): (PathBuf, LoraScale)| {
+                let path = locate(&path, &hub, Wanted::Lora)?;
+                Ok((Lora::open(path)?, scale))
+            };
             let loras = self
                 .loras
                 .into_iter()
@@ -296,6 +321,9 @@ impl PipelineBuilder {
         ];
         let options = OpenOptions {
             variant: self.variant.take(),
+            revision: self.revision.take(),
+            #[cfg(feature = "hub")]
+            hub: self.hub.clone(),
             without: given.iter().filter(|g| g.1).map(|g| g.0).collect(),
             ..Default::default()
         };

@@ -24,6 +24,11 @@ pub struct OpenOptions {
     pub ema: bool,
     /// Components of a folder that the caller does not need; they may be missing or damaged.
     pub without: Vec<ComponentKind>,
+    /// The branch, tag or commit of a model on the hub. Default: `main`.
+    pub revision: Option<String>,
+    /// How the hub is reached. Default: [`HubOptions::from_env`](super::HubOptions::from_env).
+    #[cfg(feature = "hub")]
+    pub hub: Option<super::HubOptions>,
 }
 
 pub(super) struct Part {
@@ -69,8 +74,8 @@ impl fmt::Debug for Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens a folder or a file and says what it is by its tensors, whatever its name. A file of no known
-    /// model opens without components, and [`description`](Self::description) lists its tensors.
+    /// Opens a folder, a file or a model of the hub ([`OpenOptions::locate`]) and says what it is by its tensors,
+    /// whatever its name. A file of no known model opens without components, and [`description`](Self::description) lists its tensors.
     ///
     /// # Errors
     /// [`Error::NotFound`] if there is no such path or a listed component is missing, [`Error::Format`] if
@@ -82,13 +87,13 @@ impl Checkpoint {
     /// [`open`](Self::open) with options.
     ///
     /// # Errors
-    /// As [`open`](Self::open), and [`Error::Format`] if running averages or a variant are asked for and there
-    /// are none.
+    /// As [`open`](Self::open) and [`OpenOptions::locate`], and [`Error::Format`] if running averages or a variant
+    /// are asked for and there are none.
     pub fn open_with(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self> {
-        let path = path.as_ref();
+        let path = options.locate(path)?;
         match path.is_file() {
             true => Self::open_files(&[path], options),
-            false => Self::open_folder(path, options),
+            false => Self::open_folder(&path, options),
         }
     }
 

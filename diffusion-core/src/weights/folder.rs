@@ -186,73 +186,78 @@ impl Component {
 
     fn weight_files(&self) -> Result<Vec<PathBuf>> {
         let names = file_names(&self.path);
-        if let Some(variant) = &self.variant
-            && let Some(files) = self.files_of(&names, &format!(".{variant}"))?
-        {
-            return Ok(files);
-        }
-        if let Some(files) = self.files_of(&names, "")? {
-            return Ok(files);
-        }
-        // A folder with nothing but a variant is meant to be read.
-        for variant in names.iter().filter_map(|name| variant_of(name)) {
-            if let Some(files) = self.files_of(&names, &format!(".{variant}"))? {
-                return Ok(files);
-            }
-        }
-        let names = NAMES.map(|(stem, ending)| format!("{stem}.{ending}"));
-        let hint = format!("expected {} or its index", names.join(", "));
-        Err(Error::NotFound {
-            path: self.path.clone(),
-            hint,
-        })
-    }
-
-    /// The files of one variant (an infix with its dot, or nothing), if they are there.
-    fn files_of(&self, names: &[String], infix: &str) -> Result<Option<Vec<PathBuf>>> {
-        let has = |name: &String| names.contains(name);
-        for (stem, ending) in NAMES {
-            let single = format!("{stem}{infix}.{ending}");
-            if has(&single) {
-                return Ok(Some(vec![self.path.join(single)]));
-            }
-            // Both spellings are in use.
-            let indices = [
-                format!("{stem}.{ending}.index{infix}.json"),
-                format!("{stem}{infix}.{ending}.index.json"),
-            ];
-            if let Some(index) = indices.into_iter().find(has) {
-                return self.shards(&self.path.join(index)).map(Some);
-            }
-        }
-        Ok(None)
-    }
-
-    fn shards(&self, index_path: &Path) -> Result<Vec<PathBuf>> {
-        let index = read_json(index_path)?;
-        let Some(map) = index["weight_map"].as_object() else {
-            return Err(Error::format(index_path, "expected an object weight_map"));
+        let Some(name) = any_weights_in(&names, self.variant.as_deref()) else {
+            let hint = format!("expected {} or its index", usual_names().join(", "));
+            return Err(Error::NotFound {
+                path: self.path.clone(),
+                hint,
+            });
         };
-        let mut files: Vec<&str> = map.values().filter_map(Value::as_str).collect();
-        files.sort_unstable();
-        files.dedup();
-        if files.is_empty() {
-            return Err(Error::format(index_path, "weight_map names no file"));
+        let path = self.path.join(&name);
+        match name.ends_with(".json") {
+            true => {
+                let shards = shards(&path)?;
+                Ok(shards.iter().map(|name| self.path.join(name)).collect())
+            }
+            false => Ok(vec![path]),
         }
-        files
-            .into_iter()
-            .map(|file| {
-                let mut parts = Path::new(file).components();
-                match (parts.next(), parts.next()) {
-                    (Some(PathPart::Normal(_)), None) => Ok(self.path.join(file)),
-                    _ => Err(Error::format(
-                        index_path,
-                        format!("{file:?} is not a plain file name"),
-                    )),
-                }
-            })
-            .collect()
     }
+}
+
+/// The weights among a component's files: a file, or the index of shards. A variant is preferred, and a folder
+/// with nothing but another one is meant to be read.
+pub(super) fn any_weights_in(names: &[String], variant: Option<&str>) -> Option<String> {
+    let wanted = variant.and_then(|variant| weights_in(names, Some(variant)));
+    wanted.or_else(|| weights_in(names, None)).or_else(|| {
+        let mut variants = names.iter().filter_map(|name| variant_of(name));
+        variants.find_map(|variant| weights_in(names, Some(variant)))
+    })
+}
+
+/// The weights of exactly this variant, if they are there.
+pub(super) fn weights_in(names: &[String], variant: Option<&str>) -> Option<String> {
+    let infix = variant.map_or_else(String::new, |variant| format!(".{variant}"));
+    NAMES.iter().find_map(|(stem, ending)| {
+        let candidates = [
+            format!("{stem}{infix}.{ending}"),
+            // Both spellings are in use.
+            format!("{stem}.{ending}.index{infix}.json"),
+            format!("{stem}{infix}.{ending}.index.json"),
+        ];
+        candidates.into_iter().find(|name| names.contains(name))
+    })
+}
+
+/// What weights without a variant are called, the preferred name first.
+pub(super) fn usual_names() -> [String; 4] {
+    NAMES.map(|(stem, ending)| format!("{stem}.{ending}"))
+}
+
+/// The files that an index of shards lists, which lie beside it.
+pub(super) fn shards(index_path: &Path) -> Result<Vec<String>> {
+    let index = read_json(index_path)?;
+    let Some(map) = index["weight_map"].as_object() else {
+        return Err(Error::format(index_path, "expected an object weight_map"));
+    };
+    let mut files: Vec<&str> = map.values().filter_map(Value::as_str).collect();
+    files.sort_unstable();
+    files.dedup();
+    if files.is_empty() {
+        return Err(Error::format(index_path, "weight_map names no file"));
+    }
+    files
+        .into_iter()
+        .map(|file| {
+            let mut parts = Path::new(file).components();
+            match (parts.next(), parts.next()) {
+                (Some(PathPart::Normal(_)), None) => Ok(file.to_owned()),
+                _ => Err(Error::format(
+                    index_path,
+                    format!("{file:?} is not a plain file name"),
+                )),
+            }
+        })
+        .collect()
 }
 
 /// The variant that the name of a weight file or of an index states, if it does.

@@ -10,6 +10,7 @@ mod file;
 mod floats;
 mod folder;
 mod gguf;
+mod hub;
 mod infer;
 pub mod keys;
 mod lora;
@@ -30,6 +31,10 @@ pub use embedding::Embedding;
 pub use family::{Family, Task};
 pub use file::{Container, TensorFile, TensorFiles};
 pub use folder::{Component, DiffusersFolder};
+pub use hub::HubId;
+#[cfg(feature = "hub")]
+pub use hub::{HubOptions, HubProgress, HubProgressFn};
+pub(crate) use hub::{Wanted, locate};
 pub use lora::{Lora, LoraMode, LoraReport, LoraScale, MergedLoras, ModelPart, merge_loras};
 pub use pickle::PickleValue;
 pub use renamed::RenamedTensors;

@@ -153,7 +153,7 @@ impl Block {
 enum Layer {
     Conv(Conv2d),
     Function(ActivationFunction),
-    Block(Block),
+    Block(Box<Block>),
     Upsample(usize),
 }
 
@@ -196,7 +196,7 @@ impl Layers<'_> {
         for _ in 0..count {
             let at = format!("layers.{}", self.list.len());
             let block = self.params.at(at, |p| Block::new(p, channels, function))?;
-            self.list.push(Layer::Block(block));
+            self.list.push(Layer::Block(Box::new(block)));
         }
         Ok(())
     }

@@ -69,9 +69,11 @@ struct Entry {
 }
 
 /// What a folder's LoRA may be called.
-const FILE_NAMES: [&str; 2] = ["pytorch_lora_weights.safetensors", ADAPTER_MODEL];
+pub(super) const FILE_NAMES: [&str; 2] = ["pytorch_lora_weights.safetensors", ADAPTER_MODEL];
 /// PEFT's file, which has its settings beside it.
-const ADAPTER_MODEL: &str = "adapter_model.safetensors";
+pub(super) const ADAPTER_MODEL: &str = "adapter_model.safetensors";
+/// PEFT's settings.
+pub(super) const ADAPTER_CONFIG: &str = "adapter_config.json";
 
 impl Lora {
     /// Reads a safetensors file, or a folder as diffusers or PEFT save it.
@@ -84,7 +86,7 @@ impl Lora {
             true => file_of(path)?,
             false => path.to_owned(),
         };
-        let config = file.with_file_name("adapter_config.json");
+        let config = file.with_file_name(ADAPTER_CONFIG);
         let is_peft = file.file_name().is_some_and(|name| name == ADAPTER_MODEL);
         let config = match is_peft && config.is_file() {
             true => read_json(&config)?,
