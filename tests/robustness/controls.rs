@@ -185,7 +185,7 @@ fn a_denoiser_is_told_each_step_once() -> TestResult {
         let latents = noise.draw()?;
         let mut listener = Listener::default();
         let mut go_on = |_: &StepReport<'_>| ControlFlow::Continue(());
-        sampler.run_from(start, &latents, &mut listener, &mut noise, &mut go_on)?;
+        sampler.run_steps(start..4, &latents, &mut listener, &mut noise, &mut go_on)?;
         let num_steps = 4 - start;
         let steps: Vec<_> = (0..num_steps).map(|index| (index, num_steps)).collect();
         assert_eq!(listener.steps, steps, "{name} from {start}");
