@@ -1,13 +1,13 @@
 //! Pictures to tensors and back.
 
 mod clip;
-mod resize;
+mod resample;
 
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 
 pub use clip::to_clip;
-pub use resize::resize;
+pub use resample::resize;
 
 use crate::error::{Error, Result};
 
