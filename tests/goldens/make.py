@@ -24,6 +24,7 @@ import equations
 import gradients
 import hub
 import ip_adapters
+import lcm
 import loras
 import networks
 import parameters
@@ -67,6 +68,7 @@ def main():
         "ip_adapters": ip_adapters.make,
         "runs": runs.make,
         "sdxl": sdxl.make,
+        "lcm": lcm.make,
         "containers": containers.make,
         "controls": controls.make,
     }

@@ -8,6 +8,7 @@ from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
+    LCMScheduler,
     UNet2DConditionModel,
 )
 from safetensors.torch import load_file, save_file
@@ -25,6 +26,18 @@ def make(out, emoji):
         write(folder, emoji)
 
 
+SD_UNET = {
+    "sample_size": 8,
+    "block_out_channels": (16, 32),
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "layers_per_block": 2,
+    "attention_head_dim": 2,
+    "norm_num_groups": 8,
+    "cross_attention_dim": 32,
+}
+
+
 def sd15(folder, emoji):
     DDIMScheduler(**BASE, set_alpha_to_one=False, clip_sample=False).save_pretrained(
         folder / "scheduler"
@@ -40,17 +53,7 @@ def sd15(folder, emoji):
     )
     check(CLIPTextModel, folder / "text_encoder", text)
 
-    unet = build(
-        UNet2DConditionModel,
-        sample_size=8,
-        block_out_channels=(16, 32),
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        layers_per_block=2,
-        attention_head_dim=2,
-        norm_num_groups=8,
-        cross_attention_dim=32,
-    )
+    unet = build(UNet2DConditionModel, **SD_UNET)
     write_model(unet, folder / "unet")
     check(UNet2DConditionModel, folder / "unet", unet)
 
@@ -68,6 +71,19 @@ def sd15(folder, emoji):
     check(AutoencoderKL, folder / "vae", vae)
 
     write_sd_index(folder, "DDIMScheduler")
+
+
+def lcm(folder, emoji):
+    """A model that is told the guidance scale."""
+    LCMScheduler(**BASE, original_inference_steps=50).save_pretrained(folder / "scheduler")
+    write_tokenizer(folder / "tokenizer", emoji, SPECIAL_TOKENS)
+    text = text_encoder("quick_gelu", layers=2, bos=2046, eos=2047, pad=2047)
+    write_model(text, folder / "text_encoder")
+    unet = build(UNet2DConditionModel, **SD_UNET, time_cond_proj_dim=12)
+    write_model(unet, folder / "unet")
+    check(UNet2DConditionModel, folder / "unet", unet)
+    write_model(autoencoder(0.18215, (4, 8, 8, 8)), folder / "vae")
+    write_index(folder, "LatentConsistencyModelPipeline", "LCMScheduler", texts=SD_TEXTS)
 
 
 def sd21(folder, emoji):
@@ -182,7 +198,7 @@ def write_xl_text(folder, emoji, special_tokens, suffix, cls, activation, width)
     check(cls, folder / f"text_encoder{suffix}", text)
 
 
-MODELS = {"sd15": sd15, "sd21": sd21, "sdxl": sdxl, "refiner": refiner}
+MODELS = {"sd15": sd15, "lcm": lcm, "sd21": sd21, "sdxl": sdxl, "refiner": refiner}
 SD_TEXTS = {
     "text_encoder": ["transformers", "CLIPTextModel"],
     "tokenizer": ["transformers", "CLIPTokenizer"],

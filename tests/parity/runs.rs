@@ -153,6 +153,29 @@ fn shape_of_sdxl() -> TestResult {
 }
 
 #[test]
+fn a_consistency_model_is_told_the_guidance_scale() -> TestResult {
+    let golden = Golden::open("lcm")?;
+    let pipe = Pipeline::builder().weights(model_path("lcm")).build()?;
+    let cases = golden_json("lcm.json")?;
+    let cases = cases["cases"].as_array().ok_or("no cases")?;
+    assert_eq!(cases.len(), 3);
+    for case in cases {
+        let images = case["seeds"].as_array().map_or(0, Vec::len);
+        let request = GenerateRequest::txt2img(text(case, "prompt"))
+            .size(number(case, "width")?, number(case, "height")?)
+            .num_steps(number(case, "steps")?)
+            .guidance_scale(case["guidance"].as_f64().ok_or("no guidance")?)
+            .seed(case["seeds"][0].as_u64().ok_or("no seed")?)
+            .num_images(images)
+            .batch_size(images);
+        let ours = pipe.generate_latents(&request, &mut |_| ControlFlow::Continue(()))?;
+        let name = text(case, "name");
+        assert_close(&name, &ours.latents, &golden.tensor(&name)?, RUN_TOLERANCE)?;
+    }
+    Ok(())
+}
+
+#[test]
 fn prompt_conditioning() -> TestResult {
     let golden = Golden::open("runs/emoji_ddim")?;
     let pipe = emoji_pipeline()?;
