@@ -96,11 +96,5 @@ fn describe_beside(path: &Path) -> Result<Option<String>, Box<dyn Error>> {
 }
 
 fn main() -> ExitCode {
-    match run(Args::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    diffusion_examples::finish(run(Args::parse()))
 }

@@ -1,6 +1,8 @@
-//! What the examples share: peak memory and the bundled model's place.
+//! What the examples share: peak memory, the bundled model's place and the end of a program.
 
+use std::error::Error;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 /// The small model that the examples run on by default.
 pub fn emoji_model() -> PathBuf {
@@ -15,4 +17,15 @@ pub fn peak_memory() -> Option<u64> {
         .find_map(|line| line.strip_prefix("VmHWM:"))?;
     let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
     Some(kib * 1024)
+}
+
+/// Says in one line why a program failed, if it did.
+pub fn finish(result: Result<(), Box<dyn Error>>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }

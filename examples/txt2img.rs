@@ -1,7 +1,7 @@
 //! A prompt becomes a picture.
 //!
 //! `cargo run --release --example txt2img -- "a red heart, flat style"` runs the small model beside this
-//! file; `--model` takes any folder in the diffusers layout.
+//! file; `--model` takes any folder in the diffusers layout or one file.
 
 use std::error::Error;
 use std::ops::ControlFlow;
@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
+use diffusion_core::weights::Embedding;
 use diffusion_core::{Device, GenerateRequest, Pipeline, device};
 use diffusion_examples::{emoji_model, peak_memory};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -19,12 +20,19 @@ use indicatif::{ProgressBar, ProgressStyle};
 struct Args {
     /// What the picture shall show.
     prompt: String,
-    /// A model folder in the diffusers layout. Default: the small emoji model of this repository.
+    /// A model folder in the diffusers layout, or one file with the whole model. Default: the small emoji model of
+    /// this repository.
     #[arg(long)]
     model: Option<PathBuf>,
+    /// A LoRA file, as style.safetensors or style.safetensors=0.8; may be given again.
+    #[arg(long, value_parser = parse_lora)]
+    lora: Vec<(PathBuf, f64)>,
+    /// A file of a learned word, which the prompt then uses by its name; may be given again.
+    #[arg(long)]
+    embedding: Vec<PathBuf>,
     /// What the picture shall not show.
-    #[arg(long, default_value = "")]
-    negative: String,
+    #[arg(long)]
+    negative: Option<String>,
     /// Number of steps.
     #[arg(long, default_value_t = 25)]
     steps: usize,
@@ -62,6 +70,16 @@ fn parse_size(text: &str) -> Result<(usize, usize), String> {
     }
 }
 
+fn parse_lora(text: &str) -> Result<(PathBuf, f64), String> {
+    let Some((path, scale)) = text.rsplit_once('=') else {
+        return Ok((text.into(), 1.0));
+    };
+    let scale = scale.parse();
+    scale
+        .map(|scale| (path.into(), scale))
+        .map_err(|_| "expected a strength behind =, such as style.safetensors=0.8".into())
+}
+
 fn numbered(path: &Path, index: usize, count: usize) -> PathBuf {
     if count == 1 {
         return path.to_owned();
@@ -79,17 +97,32 @@ fn run(args: Args) -> Result<(), Box<dyn Error>> {
     let mut builder = Pipeline::builder()
         .weights(args.model.unwrap_or_else(emoji_model))
         .device(args.device);
+    for (path, scale) in args.lora {
+        builder = builder.lora(path, scale);
+    }
+    for path in args.embedding {
+        builder = builder.embedding(Embedding::open(path, None)?);
+    }
     if let Some(dtype) = &args.dtype {
         builder = builder.dtype(device::parse_dtype(dtype)?);
     }
     let pipe = builder.build()?;
+    for lora in pipe.loras().iter().filter(|lora| !lora.unused.is_empty()) {
+        let (name, count) = (&lora.name, lora.unused.len());
+        eprintln!(
+            "warning: {name}: the model has no place for {count} keys, {}",
+            lora.unused[0]
+        );
+    }
     let load = start.elapsed();
 
     let mut request = GenerateRequest::txt2img(args.prompt)
-        .negative_prompt(args.negative)
         .num_steps(args.steps)
         .guidance_scale(guidance)
         .num_images(args.count);
+    if let Some(negative) = args.negative {
+        request = request.negative_prompt(negative);
+    }
     if let Some((width, height)) = args.size {
         request = request.size(width, height);
     }
@@ -128,11 +161,5 @@ fn run(args: Args) -> Result<(), Box<dyn Error>> {
 }
 
 fn main() -> ExitCode {
-    match run(Args::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    diffusion_examples::finish(run(Args::parse()))
 }
