@@ -37,6 +37,7 @@ import single_files
 import sigma_schedules
 import text
 import tiny_models
+import together
 import toy_runs
 
 HERE = Path(__file__).resolve().parent
@@ -71,6 +72,7 @@ def main():
         "lcm": lcm.make,
         "containers": containers.make,
         "controls": controls.make,
+        "together": together.make,
     }
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(

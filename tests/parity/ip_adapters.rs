@@ -11,7 +11,8 @@ use diffusion_core::nn::{ActivationFunction, ImageAttention, NamedTensors, Tenso
 use diffusion_core::pipeline::{ImageEmbeds, ImageEncoderFiles, IpAdapterImage};
 use diffusion_core::weights::{Lora, TensorFile};
 use diffusion_core::{
-    Conditioning, DType, Device, GenerateRequest, Pipeline, Progress, RgbImage, Tensor, UNet,
+    Conditioning, Control, ControlNet, DType, Device, GenerateRequest, Pipeline, Progress,
+    RgbImage, Tensor, UNet,
 };
 use diffusion_tests::{
     Golden, RUN_TOLERANCE, TOLERANCE, TestResult, assert_close, golden_json, golden_path,
@@ -276,6 +277,27 @@ fn whole_runs_are_diffusers() -> TestResult {
     }
     assert_eq!(count, 6);
     Ok(())
+}
+
+#[test]
+fn a_controlnet_does_not_see_the_pictures() -> TestResult {
+    let (golden, pictures) = (Golden::open("together")?, Golden::open("ip_adapters")?);
+    let pipe = Pipeline::builder()
+        .weights(model_path("sd15"))
+        .ip_adapter(golden_path("ip_adapters/sd15.safetensors"))
+        .build()?;
+    let net = ControlNet::open(golden_path("controls/a"), DType::F32, &Device::Cpu)?;
+    let seen = IpAdapterImage::from(picture(&pictures, "landscape")?).scale(0.6);
+    let request = GenerateRequest::txt2img("two cats! on a red roof")
+        .negative_prompt("blurry")
+        .size(96, 64)
+        .num_steps(5)
+        .guidance_scale(5.0)
+        .seed(42)
+        .control(Control::new(net, picture(&golden, "followed")?).scale(0.8))
+        .ip_adapter_image(seen);
+    let ours = latents(&pipe, &request, None)?;
+    assert_close("latents", &ours, &golden.tensor("latents")?, RUN_TOLERANCE)
 }
 
 fn bits(tensor: &Tensor) -> TestResult<Vec<u32>> {
