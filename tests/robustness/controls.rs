@@ -105,6 +105,7 @@ fn settings_out_of_range() -> TestResult {
         (of_tensor(tensor(&[0, 3, 8, 8])?), "control image"),
         (of_tensor(tensor(&[2, 3, 8, 8])?), "control image"),
         (of_tensor(tensor(&[1, 1, 8, 8])?), "3 channels"),
+        (of_tensor(tensor(&[1, 1 << 20, 1, 1])?), "3 channels"),
     ] {
         assert_refused(&pipe, &request(control), ErrorKind::InvalidArgument, part);
     }

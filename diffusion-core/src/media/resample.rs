@@ -8,6 +8,8 @@ use image::RgbImage;
 
 /// Bits behind the point of a weight: Pillow's for pictures of 8 bits.
 const PRECISION: u32 = 32 - 8 - 2;
+/// What rounds a sum of weighted levels to the nearest.
+const HALF: i32 = 1 << (PRECISION - 1);
 pub(super) const CHANNELS: usize = 3;
 
 /// How much pixels count by their distance, in pixels of the smaller picture.
@@ -56,7 +58,7 @@ pub fn resize(picture: &RgbImage, width: u32, height: u32) -> RgbImage {
             0..new_len as usize,
         )
     };
-    if picture.is_empty() {
+    if picture.is_empty() || width == 0 || height == 0 {
         return RgbImage::new(width, height);
     }
     let columns = filter(picture.width(), width);
@@ -83,6 +85,22 @@ impl Filter {
         Self {
             taps: taps.collect(),
         }
+    }
+
+    /// A row of pixels in its new length.
+    fn apply(&self, row: &[u8]) -> Vec<u8> {
+        let places = self
+            .taps
+            .iter()
+            .flat_map(|tap| (0..CHANNELS).map(move |c| (tap, c)));
+        let levels = places.map(|((first, weights), channel)| {
+            let levels = row[first * CHANNELS + channel..].iter().step_by(CHANNELS);
+            let products = levels
+                .zip(weights)
+                .map(|(&level, weight)| i32::from(level) * weight);
+            to_level(HALF + products.sum::<i32>())
+        });
+        levels.collect()
     }
 
     /// The input pixels that any output pixel takes.
@@ -113,37 +131,54 @@ impl Kernel {
     }
 }
 
-/// Both passes: RGB of the output, row by row. Rows that no output pixel takes are not read.
+/// Both passes: RGB of the output, row by row. Rows that no output pixel takes are not read. Each other row is
+/// added to the sums that it counts in and forgotten, so memory does not grow with the picture's proportions.
 pub(super) fn resample(picture: &RgbImage, columns: &Filter, rows: &Filter) -> Vec<u8> {
     let stride = picture.width() as usize * CHANNELS;
-    let pixels = picture.as_raw();
-    let inputs = rows.inputs();
-    let narrow: Vec<u8> = inputs
-        .clone()
-        .flat_map(|y| {
-            let row = &pixels[y * stride..(y + 1) * stride];
-            columns.taps.iter().flat_map(move |(first, weights)| {
-                std::array::from_fn::<u8, CHANNELS, _>(|c| {
-                    let taken = row[first * CHANNELS + c..].iter().step_by(CHANNELS);
-                    weighted(taken, weights)
-                })
-            })
-        })
-        .collect();
-    let stride = columns.taps.len() * CHANNELS;
-    let taps = rows.taps.iter();
-    taps.flat_map(|(first, weights)| {
-        let (narrow, begin) = (&narrow, (first - inputs.start) * stride);
-        (0..stride).map(move |x| weighted(narrow[begin + x..].iter().step_by(stride), weights))
-    })
-    .collect()
+    let line = columns.taps.len() * CHANNELS;
+    let mut sums = vec![HALF; line * rows.taps.len()];
+    let mut done = 0;
+    for y in rows.inputs() {
+        let narrow = columns.apply(&picture.as_raw()[y * stride..(y + 1) * stride]);
+        // Later windows neither begin nor end earlier.
+        let ended = |(first, weights): &&(usize, Vec<i32>)| first + weights.len() <= y;
+        done += rows.taps[done..].iter().take_while(ended).count();
+        let begun = rows.taps[done..]
+            .iter()
+            .take_while(|(first, _)| *first <= y);
+        for ((first, weights), sums) in begun.zip(sums[done * line..].chunks_exact_mut(line)) {
+            let weight = weights[y - first];
+            for (sum, &level) in sums.iter_mut().zip(&narrow) {
+                *sum += i32::from(level) * weight;
+            }
+        }
+    }
+    sums.into_iter().map(to_level).collect()
 }
 
-/// A weighted sum, rounded to 8 bits.
-fn weighted<'a>(levels: impl Iterator<Item = &'a u8>, weights: &[i32]) -> u8 {
-    let half = 1 << (PRECISION - 1);
-    let sum = levels.zip(weights).fold(half, |sum, (&level, weight)| {
-        sum + i32::from(level) * weight
-    });
+/// A sum of weighted levels and a half, in 8 bits.
+fn to_level(sum: i32) -> u8 {
     (sum >> PRECISION).clamp(0, 255) as u8
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pictures_of_any_proportions_keep_their_colour() {
+        let red = image::Rgb([255, 0, 128]);
+        for (width, height) in [(1, 100_000), (100_000, 1), (1, 1)] {
+            let picture = RgbImage::from_pixel(width, height, red);
+            let resized = resize(&picture, 40, 8);
+            assert!(resized.pixels().all(|pixel| *pixel == red));
+        }
+        for (width, height) in [(0, 0), (0, 5), (5, 0)] {
+            assert_eq!(
+                resize(&RgbImage::new(width, height), 3, 2),
+                RgbImage::new(3, 2)
+            );
+            assert_eq!(resize(&RgbImage::new(3, 2), width, height).len(), 0);
+        }
+    }
 }

@@ -43,6 +43,14 @@ impl ControlModel {
             Self::T2iAdapter(adapter) => adapter.weights().device(),
         }
     }
+
+    /// Channels of the picture that it reads.
+    fn channels(&self) -> usize {
+        match self {
+            Self::ControlNet(net) => net.config().conditioning_channels,
+            Self::T2iAdapter(adapter) => adapter.config().in_channels,
+        }
+    }
 }
 
 impl From<Arc<ControlNet>> for ControlModel {
@@ -167,7 +175,8 @@ impl Control {
 }
 
 impl ControlImage {
-    fn check(&self, num_images: usize) -> Result<()> {
+    /// Checks that there are as many pictures and channels as the run and its network take.
+    fn check(&self, num_images: usize, channels: usize) -> Result<()> {
         let (batch, height, width, found) = match self {
             Self::Rgb(picture) => {
                 let (width, height) = picture.dimensions();
@@ -189,6 +198,16 @@ impl ControlImage {
             );
             return Err(Error::argument("control image", expected, found));
         }
+        let found = match self {
+            // Colours become brightness where that is wanted.
+            Self::Rgb(_) if channels == 1 => 1,
+            Self::Rgb(_) => 3,
+            Self::Tensor(tensor) => tensor.dim(1)?,
+        };
+        if found != channels {
+            let expected = format!("{channels} channels, as its network takes");
+            return Err(Error::argument("control image", expected, found));
+        }
         if let Self::Tensor(tensor) = self {
             let sum = tensor.to_dtype(DType::F32)?.sum_all()?.to_scalar::<f32>()?;
             if !sum.is_finite() {
@@ -201,27 +220,16 @@ impl ControlImage {
     /// `(1 or num_images, channels, height, width)`, f32 in `[0, 1]`.
     fn to_tensor(&self, size: (usize, usize), channels: usize, device: &Device) -> Result<Tensor> {
         let (width, height) = size;
-        let tensor = match self {
-            Self::Rgb(picture) => {
-                let (width, height) = (width as u32, height as u32);
-                match channels {
-                    1 => {
-                        let resized = media::resize(&media::grey(picture), width, height);
-                        media::to_unit_range(&resized, device)?.narrow(1, 0, 1)?
-                    }
-                    _ => media::to_unit_range(&media::resize(picture, width, height), device)?,
-                }
+        let resized = |picture| media::resize(picture, width as u32, height as u32);
+        match self {
+            Self::Rgb(picture) if channels == 1 => {
+                let grey = resized(&media::grey(picture));
+                Ok(media::to_unit_range(&grey, device)?.narrow(1, 0, 1)?)
             }
+            Self::Rgb(picture) => media::to_unit_range(&resized(picture), device),
             Self::Tensor(tensor) => {
                 let tensor = tensor.to_device(device)?.to_dtype(DType::F32)?;
-                upsample_nearest(&Activation::from_nchw(&tensor)?, height, width)?.to_nchw()?
-            }
-        };
-        match tensor.dim(1)? {
-            found if found == channels => Ok(tensor),
-            found => {
-                let expected = format!("{channels} channels, as its network takes");
-                Err(Error::argument("control image", expected, found))
+                upsample_nearest(&Activation::from_nchw(&tensor)?, height, width)?.to_nchw()
             }
         }
     }
@@ -232,7 +240,8 @@ impl Pipeline {
     pub(super) fn check_controls(&self, request: &GenerateRequest) -> Result<()> {
         for control in &request.controls {
             control.check()?;
-            control.image.check(request.num_images)?;
+            let channels = control.model.channels();
+            control.image.check(request.num_images, channels)?;
             let device = control.model.device();
             if !device.same_device(&self.device) {
                 let expected = format!("a network on {:?}, as the pipeline", self.device);
@@ -281,10 +290,11 @@ impl Pipeline {
                 guess_mode,
                 ..
             } = *control;
-            let image = |channels| control.image.to_tensor(size, channels, &self.device);
+            let channels = control.model.channels();
+            let image = control.image.to_tensor(size, channels, &self.device)?;
             match &control.model {
                 ControlModel::ControlNet(net) => {
-                    let hint = net.embed(&image(net.config().conditioning_channels)?)?;
+                    let hint = net.embed(&image)?;
                     controls.nets.push(NetControl {
                         net,
                         hint,
@@ -294,7 +304,7 @@ impl Pipeline {
                     });
                 }
                 ControlModel::T2iAdapter(adapter) => {
-                    let features = adapter.forward(&image(adapter.config().in_channels)?)?;
+                    let features = adapter.forward(&image)?;
                     let scaled = features.iter().map(|feature| feature.affine(scale, 0.0));
                     let features = scaled.collect::<Result<_>>()?;
                     controls.features.push(FeatureControl { features, window });
