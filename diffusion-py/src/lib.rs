@@ -3,8 +3,12 @@
 
 mod arrays;
 mod error;
+#[cfg(feature = "hub")]
+mod interrupt;
+mod load;
 mod pipeline;
 mod progress;
+mod request;
 
 use pyo3::prelude::*;
 

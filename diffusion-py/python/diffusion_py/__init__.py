@@ -10,7 +10,7 @@ are made of it.
 """
 
 from ._native import Progress, __version__, schedulers, sigma_schedules
-from ._pipeline import Output, Pipeline
+from ._pipeline import LoraReport, Output, Pipeline
 from .errors import (
     Cancelled,
     DeviceError,
@@ -31,6 +31,7 @@ __all__ = [
     "FormatError",
     "InvalidArgumentError",
     "IoError",
+    "LoraReport",
     "NotFoundError",
     "Output",
     "OutOfMemoryError",
