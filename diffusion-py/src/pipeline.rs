@@ -5,13 +5,16 @@ use std::path::PathBuf;
 
 use diffusion_core::pipeline::SharedPipeline;
 use diffusion_core::weights::Embedding;
-use diffusion_core::{Device, Error, GenerateRequest, Pipeline, Result, Tensor, Warning};
+use diffusion_core::{
+    ControlNet, Device, Error, GenerateRequest, Pipeline, Result, Tensor, Warning,
+};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 
 use crate::arrays::{self, PyRaw, Raw};
 use crate::error;
 use crate::load::{self, NamedEmbedding, Parts, ScaledLora};
+use crate::pictures::{self, NativeControlModel, RawControl, RawIpAdapterImage};
 use crate::progress::Progress;
 use crate::request::{self, Sizes, set};
 
@@ -90,12 +93,44 @@ impl NativePipeline {
         self.0.current().default_size()
     }
 
+    /// Opens a ControlNet where and in the number format that the pipeline is.
+    fn open_control_net(&self, py: Python<'_>, path: PathBuf) -> PyResult<NativeControlModel> {
+        let pipe = self.0.current();
+        let open = || ControlNet::open(path, pipe.unet().weights().dtype(), pipe.device());
+        let net = py.detach(open).map_err(|e| error::to_python(py, e))?;
+        Ok(NativeControlModel(net.into()))
+    }
+
+    /// Adds an IP-Adapter, after its image encoder if that is given.
+    fn add_ip_adapter(
+        &self,
+        py: Python<'_>,
+        path: PathBuf,
+        image_encoder: Option<PathBuf>,
+    ) -> PyResult<()> {
+        self.change(py, |pipe| {
+            if let Some(encoder) = image_encoder {
+                pipe.load_image_encoder(encoder)?;
+            }
+            pipe.add_ip_adapter(path)
+        })
+    }
+
+    /// Takes all IP-Adapters out.
+    fn clear_ip_adapters(&self, py: Python<'_>) -> PyResult<()> {
+        self.change(py, |pipe| {
+            pipe.clear_ip_adapters();
+            Ok(())
+        })
+    }
+
     /// Runs all steps. Returns the clean latents, the seed of each picture, warnings, and the seconds of the
     /// text encoder and of all steps.
     #[pyo3(signature = (
         prompt, *, prompt_2, negative_prompt, negative_prompt_2, num_steps, guidance_scale, width, height,
         seed, num_images, batch_size, eta, scheduler_name, scheduler_config, latents, denoising_start,
-        denoising_end, sizes, negative_sizes, aesthetic_score, negative_aesthetic_score, callback
+        denoising_end, sizes, negative_sizes, aesthetic_score, negative_aesthetic_score, controls,
+        ip_adapter_images, callback
     ))]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments in Python")]
     #[allow(clippy::type_complexity, reason = "a tuple in Python")]
@@ -123,6 +158,8 @@ impl NativePipeline {
         negative_sizes: Option<Sizes>,
         aesthetic_score: f64,
         negative_aesthetic_score: f64,
+        controls: Vec<RawControl>,
+        ip_adapter_images: Vec<RawIpAdapterImage>,
         callback: Option<Py<PyAny>>,
     ) -> PyResult<(PyRaw<'py>, Vec<u64>, Vec<String>, (f64, f64))> {
         let fail = |e| error::to_python(py, e);
@@ -156,6 +193,12 @@ impl NativePipeline {
         request = set(request, denoising_end, GenerateRequest::denoising_end);
         let negative_sizes = negative_sizes.map(request::sizes);
         request = set(request, negative_sizes, GenerateRequest::negative_sizes);
+        for control in &controls {
+            request = request.control(pictures::control(control).map_err(fail)?);
+        }
+        for image in &ip_adapter_images {
+            request = request.ip_adapter_image(pictures::ip_adapter_image(image).map_err(fail)?);
+        }
 
         let mut raised = None;
         let result = py.detach(|| {

@@ -15,7 +15,7 @@ SD15 = GOLDENS / "models/sd15"
 PROMPT = "a red heart, flat style"
 
 
-DTYPES = {"F32": "<f4", "F16": "<f2", "I64": "<i8"}
+DTYPES = {"F32": "<f4", "F16": "<f2", "I64": "<i8", "U8": "|u1"}
 
 
 def read_safetensors(path):

@@ -9,6 +9,7 @@ Importing the package imports neither numpy nor Pillow; each is needed only for 
 are made of it.
 """
 
+from ._controls import Control, ControlNet, T2IAdapter
 from ._native import Progress, __version__, schedulers, sigma_schedules
 from ._pipeline import LoraReport, Output, Pipeline
 from .errors import (
@@ -26,6 +27,8 @@ from .errors import (
 
 __all__ = [
     "Cancelled",
+    "Control",
+    "ControlNet",
     "DeviceError",
     "DiffusionError",
     "FormatError",
@@ -37,6 +40,7 @@ __all__ = [
     "OutOfMemoryError",
     "Pipeline",
     "Progress",
+    "T2IAdapter",
     "UnsupportedError",
     "WeightsError",
     "__version__",

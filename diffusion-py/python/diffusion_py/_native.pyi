@@ -59,6 +59,13 @@ class Progress:
         """The current estimate of the clean latents, of the same shape."""
 
 @final
+class NativeControlModel:
+    @staticmethod
+    def open(
+        path: str | PathLike[str], is_adapter: bool, dtype: str | None, device: str
+    ) -> NativeControlModel: ...
+
+@final
 class NativePipeline:
     @staticmethod
     def load(
@@ -76,6 +83,11 @@ class NativePipeline:
     def clear_loras(self) -> None: ...
     def loras(self) -> list[tuple[str, int, list[str]]]: ...
     def add_embedding(self, path: str | PathLike[str], token: str | None) -> str: ...
+    def open_control_net(self, path: str | PathLike[str]) -> NativeControlModel: ...
+    def add_ip_adapter(
+        self, path: str | PathLike[str], image_encoder: str | PathLike[str] | None
+    ) -> None: ...
+    def clear_ip_adapters(self) -> None: ...
     @property
     def default_size(self) -> tuple[int, int]: ...
     def generate_latents(
@@ -102,6 +114,17 @@ class NativePipeline:
         negative_sizes: Sizes | None,
         aesthetic_score: SupportsFloat,
         negative_aesthetic_score: SupportsFloat,
+        controls: list[
+            tuple[
+                NativeControlModel,
+                tuple[bytes, int, int],
+                SupportsFloat,
+                SupportsFloat,
+                SupportsFloat,
+                bool,
+            ]
+        ],
+        ip_adapter_images: list[tuple[list[tuple[bytes, int, int]], SupportsFloat]],
         callback: Callable[[Progress], object] | None,
     ) -> tuple[tuple[bytearray, list[int]], list[int], list[str], tuple[float, float]]: ...
     def decode(

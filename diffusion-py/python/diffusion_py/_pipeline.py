@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, SupportsFloat, SupportsIndex, TypeAlias
 
-from . import _arguments, _arrays
+from . import _arguments, _arrays, _controls
 from ._arguments import Pair, Path, Sizes
+from ._controls import Control
 from ._native import NativePipeline, Progress
 from .errors import InvalidArgumentError
 
@@ -63,9 +64,9 @@ class Pipeline:
     """A Stable Diffusion model, loaded. Made by :meth:`from_pretrained`.
 
     Threads may share one and call it at the same time; the GIL is released while it loads, runs and
-    changes. A run keeps the LoRAs and words that it began with: :meth:`set_loras`,
-    :meth:`clear_loras` and :meth:`add_embedding` do not wait for it, and count for the runs that
-    begin after them. A ``callback`` may call them, too.
+    changes. A run keeps the LoRAs, words and IP-Adapters that it began with: methods that change them
+    do not wait for it, and count for the runs that begin after them. A ``callback`` may call
+    them, too.
     """
 
     __slots__ = ("_native",)
@@ -104,7 +105,8 @@ class Pipeline:
             device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"metal"``, or an object that prints as
                 one, such as ``torch.device("cuda")``.
             vae: Another autoencoder in place of the model's: its folder or file, a model that has
-                one, or an id (``"owner/name/file.safetensors"``); or the list of its files, as TAESD's encoder and decoder.
+                one, or an id (``"owner/name/file.safetensors"``); or the list of its files, as
+                TAESD's encoder and decoder.
             loras: A LoRA's file, folder or id; or a list of them, each alone or with its strength as
                 ``(path, scale)``. See :meth:`set_loras`.
             embeddings: The file of a learned word of textual inversion; or a list of them, each alone
@@ -184,6 +186,28 @@ class Pipeline:
         """
         return self._native.add_embedding(path, token)
 
+    def add_ip_adapter(self, path: Path, image_encoder: Path | None = None) -> None:
+        """Adds an IP-Adapter, for which ``ip_adapter_image`` of :meth:`generate` then has pictures.
+
+        Args:
+            path: Its original file, safetensors or ``.bin``.
+            image_encoder: The folder or file of CLIP's vision model, by which all adapters see.
+                Default: the one that the pipeline has, or that lies beside the file as published
+                (``image_encoder`` or ``../models/image_encoder``).
+
+        Raises:
+            NotFoundError: There is no such file.
+            FormatError: A file is damaged.
+            WeightsError: Tensors do not fit the model.
+            UnsupportedError: It sees by a network for faces (FaceID).
+            InvalidArgumentError: It is made for another model or image encoder.
+        """
+        self._native.add_ip_adapter(path, image_encoder)
+
+    def clear_ip_adapters(self) -> None:
+        """Takes all IP-Adapters out; the image encoder stays."""
+        self._native.clear_ip_adapters()
+
     def generate(
         self,
         prompt: str,
@@ -211,6 +235,9 @@ class Pipeline:
         negative_target_size: Pair | None = None,
         aesthetic_score: SupportsFloat = 6.0,
         negative_aesthetic_score: SupportsFloat = 2.5,
+        control: Control | Iterable[Control] = (),
+        ip_adapter_image: Any = None,
+        ip_adapter_scale: SupportsFloat | Iterable[SupportsFloat] = 1.0,
         output_type: OutputType = "pil",
         callback: Callable[[Progress], object] | None = None,
     ) -> Output:
@@ -264,6 +291,12 @@ class Pipeline:
             aesthetic_score: How much viewers shall like the picture, from 0 to 10: what SDXL's refiner
                 is told beside the prompt.
             negative_aesthetic_score: The same beside the negative prompt.
+            control: A picture to follow by a ControlNet or T2I-Adapter, or several, which add up.
+            ip_adapter_image: A picture as prompt, of the types that :class:`Control` takes; or a list
+                with an entry for each of the pipeline's IP-Adapters, a picture or a list of them.
+                None runs as if there were no adapter.
+            ip_adapter_scale: How strongly the pictures count, 0 not at all; or a list with a number
+                for each adapter.
             output_type: What ``Output.images`` holds: ``"pil"`` (needs Pillow), ``"np"`` or
                 ``"latent"`` (both need numpy).
             callback: Called with a :class:`Progress` after each step, in the calling thread. If it
@@ -310,6 +343,8 @@ class Pipeline:
             negative_sizes=_negative_sizes(*negative),
             aesthetic_score=aesthetic_score,
             negative_aesthetic_score=negative_aesthetic_score,
+            controls=_controls.controls(self._native, control),
+            ip_adapter_images=_controls.ip_adapter_images(ip_adapter_image, ip_adapter_scale),
             callback=callback,
         )
         start = time.perf_counter()
