@@ -5,8 +5,10 @@ use std::process::Command;
 use std::sync::Arc;
 use std::{env, fs, thread};
 
-use diffusion_core::{ErrorKind, GenerateRequest, Pipeline};
-use diffusion_tests::{TestResult, emoji_pipeline};
+use diffusion_core::pipeline::SharedPipeline;
+use diffusion_core::weights::Lora;
+use diffusion_core::{Error, ErrorKind, GenerateRequest, Pipeline};
+use diffusion_tests::{TestResult, emoji_pipeline, golden_path, model_path};
 
 /// Set in the child processes of `any_thread_count`: where the picture goes.
 const OUTPUT: &str = "DIFFUSION_TEST_OUTPUT";
@@ -131,4 +133,78 @@ fn cancelled_within_one_step_and_usable_after() -> TestResult {
     }
     assert_eq!(picture(&pipe, &request())?, expected);
     Ok(())
+}
+
+#[test]
+fn a_run_keeps_the_pipeline_that_it_began_with() -> TestResult {
+    let shared = SharedPipeline::new(Pipeline::builder().weights(model_path("sd15")).build()?);
+    let lora = Lora::open(golden_path("loras/kohya_a.safetensors"))?;
+    let request = GenerateRequest::txt2img("a heart")
+        .num_steps(3)
+        .size(64, 64)
+        .seed(3);
+    let base = picture(&shared.current(), &request)?;
+    let mut with_lora = Pipeline::clone(&shared.current());
+    with_lora.set_loras(&[(&lora, 1.0)])?;
+    let with_lora = picture(&with_lora, &request)?;
+    assert_ne!(with_lora, base);
+
+    // A change and a run in the midst of a run.
+    let mut inside = Vec::new();
+    let outer = shared.current().generate_with(&request, &mut |progress| {
+        if progress.step == 1 {
+            let changed = shared.change(|pipe| pipe.set_loras(&[(&lora, 1.0)]));
+            inside.push(changed.and_then(|()| shared.current().generate(&request)));
+        }
+        ControlFlow::Continue(())
+    })?;
+    assert_eq!(*outer.images[0].as_raw(), base);
+    assert_eq!(*inside.remove(0)?.images[0].as_raw(), with_lora);
+    assert_eq!(picture(&shared.current(), &request)?, with_lora);
+
+    let failed = shared.change(|pipe| {
+        pipe.clear_loras();
+        Err::<(), _>(Error::custom("half way"))
+    });
+    assert!(failed.is_err());
+    assert_eq!(shared.current().loras().len(), 1);
+    Ok(())
+}
+
+#[test]
+fn threads_change_a_pipeline_that_others_run() -> TestResult {
+    let shared = SharedPipeline::new(Pipeline::builder().weights(model_path("sd15")).build()?);
+    let lora = Lora::open(golden_path("loras/kohya_a.safetensors"))?;
+    let request = GenerateRequest::txt2img("a heart")
+        .num_steps(2)
+        .size(64, 64)
+        .seed(3);
+    let mut known = vec![picture(&shared.current(), &request)?];
+    shared.change(|pipe| pipe.set_loras(&[(&lora, 1.0)]))?;
+    known.push(picture(&shared.current(), &request)?);
+    assert_ne!(known[0], known[1]);
+    thread::scope(|scope| {
+        let changes = scope.spawn(|| {
+            (0..20).try_for_each(|_| {
+                shared.change(|pipe| {
+                    pipe.clear_loras();
+                    Ok(())
+                })?;
+                shared.change(|pipe| pipe.set_loras(&[(&lora, 1.0)]))
+            })
+        });
+        let run = || {
+            (0..10)
+                .map(|_| shared.current().generate(&request))
+                .collect::<Result<Vec<_>, _>>()
+        };
+        let runs = [scope.spawn(run), scope.spawn(run)];
+        for runs in runs {
+            for generated in runs.join().map_err(|_| "a panic")?? {
+                assert!(known.contains(generated.images[0].as_raw()));
+            }
+        }
+        changes.join().map_err(|_| "a panic")??;
+        Ok(())
+    })
 }

@@ -3,8 +3,13 @@
 
 mod arrays;
 mod error;
+#[cfg(feature = "hub")]
+mod interrupt;
+mod load;
+mod pictures;
 mod pipeline;
 mod progress;
+mod request;
 
 use pyo3::prelude::*;
 
@@ -12,6 +17,8 @@ use pyo3::prelude::*;
 mod _native {
     use super::*;
 
+    #[pymodule_export]
+    use super::pictures::NativeControlModel;
     #[pymodule_export]
     use super::pipeline::NativePipeline;
     #[pymodule_export]

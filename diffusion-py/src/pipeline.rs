@@ -1,59 +1,136 @@
-//! Loading, sampling and decoding, with the GIL released.
+//! Loading, changing, sampling and decoding, with the GIL released.
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
-use diffusion_core::device::{parse_device, parse_dtype};
-use diffusion_core::{Device, Error, GenerateRequest, Pipeline, Tensor, Warning};
+use diffusion_core::pipeline::SharedPipeline;
+use diffusion_core::weights::Embedding;
+use diffusion_core::{
+    ControlNet, Device, Error, GenerateRequest, Pipeline, Result, Tensor, Warning,
+};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 
 use crate::arrays::{self, PyRaw, Raw};
 use crate::error;
+use crate::load::{self, NamedEmbedding, Parts, ScaledLora};
+use crate::pictures::{self, NativeControlModel, RawControl, RawIpAdapterImage};
 use crate::progress::Progress;
+use crate::request::{self, Sizes, set};
 
-/// A loaded model. Immutable: threads may use one at the same time.
+/// A loaded model. Threads may use and change one at the same time: a run goes on with what it began with.
 #[pyclass(frozen, module = "diffusion_py._native")]
-pub(crate) struct NativePipeline(Pipeline);
+pub(crate) struct NativePipeline(SharedPipeline);
 
 #[pymethods]
 impl NativePipeline {
     #[staticmethod]
+    #[pyo3(signature = (path, *, dtype, variant, revision, device, vae, loras, embeddings))]
+    #[allow(clippy::too_many_arguments, reason = "keyword arguments in Python")]
     fn load(
         py: Python<'_>,
         path: PathBuf,
         dtype: Option<String>,
         variant: Option<String>,
+        revision: Option<String>,
         device: String,
+        vae: Vec<PathBuf>,
+        loras: Vec<ScaledLora>,
+        embeddings: Vec<NamedEmbedding>,
     ) -> PyResult<Self> {
-        let load = || {
-            let mut builder = Pipeline::builder()
-                .weights(path)
-                .device(parse_device(&device)?);
-            if let Some(dtype) = dtype {
-                builder = builder.dtype(parse_dtype(&dtype)?);
-            }
-            if let Some(variant) = variant {
-                builder = builder.variant(variant);
-            }
-            builder.build()
+        let parts = Parts {
+            path,
+            dtype,
+            variant,
+            revision,
+            device,
+            vae,
+            loras,
+            embeddings,
         };
-        py.detach(load)
-            .map(Self)
-            .map_err(|e| error::to_python(py, e))
+        load::load(py, parts).map(|pipe| Self(SharedPipeline::new(pipe)))
+    }
+
+    /// Puts LoRAs in place of those that were there before.
+    fn set_loras(&self, py: Python<'_>, loras: Vec<ScaledLora>, merged: bool) -> PyResult<()> {
+        self.change(py, |pipe| load::set_loras(pipe, &loras, merged))
+    }
+
+    /// Takes all LoRAs out.
+    fn clear_loras(&self, py: Python<'_>) -> PyResult<()> {
+        self.change(py, |pipe| {
+            pipe.clear_loras();
+            Ok(())
+        })
+    }
+
+    /// Name, number of changed modules and unused keys of each LoRA.
+    fn loras(&self) -> Vec<(String, usize, Vec<String>)> {
+        let pipe = self.0.current();
+        let reports = pipe.loras().iter().cloned();
+        reports
+            .map(|report| (report.name, report.num_modules, report.unused))
+            .collect()
+    }
+
+    /// Adds a learned word and says what it is called.
+    fn add_embedding(
+        &self,
+        py: Python<'_>,
+        path: PathBuf,
+        token: Option<String>,
+    ) -> PyResult<String> {
+        self.change(py, |pipe| {
+            let embedding = Embedding::open(path, token.as_deref())?;
+            pipe.add_embedding(&embedding)?;
+            Ok(embedding.token().to_owned())
+        })
     }
 
     /// `(width, height)` of pictures of calls that name no size.
     #[getter]
     fn default_size(&self) -> (usize, usize) {
-        self.0.default_size()
+        self.0.current().default_size()
+    }
+
+    /// Opens a ControlNet where and in the number format that the pipeline is.
+    fn open_control_net(&self, py: Python<'_>, path: PathBuf) -> PyResult<NativeControlModel> {
+        let pipe = self.0.current();
+        let open = || ControlNet::open(path, pipe.unet().weights().dtype(), pipe.device());
+        let net = py.detach(open).map_err(|e| error::to_python(py, e))?;
+        Ok(NativeControlModel(net.into()))
+    }
+
+    /// Adds an IP-Adapter, after its image encoder if that is given.
+    fn add_ip_adapter(
+        &self,
+        py: Python<'_>,
+        path: PathBuf,
+        image_encoder: Option<PathBuf>,
+    ) -> PyResult<()> {
+        self.change(py, |pipe| {
+            if let Some(encoder) = image_encoder {
+                pipe.load_image_encoder(encoder)?;
+            }
+            pipe.add_ip_adapter(path)
+        })
+    }
+
+    /// Takes all IP-Adapters out.
+    fn clear_ip_adapters(&self, py: Python<'_>) -> PyResult<()> {
+        self.change(py, |pipe| {
+            pipe.clear_ip_adapters();
+            Ok(())
+        })
     }
 
     /// Runs all steps. Returns the clean latents, the seed of each picture, warnings, and the seconds of the
     /// text encoder and of all steps.
     #[pyo3(signature = (
-        prompt, *, negative_prompt, num_steps, guidance_scale, width, height, seed, num_images,
-        batch_size, eta, scheduler_name, scheduler_config, latents, callback
+        prompt, *, prompt_2, negative_prompt, negative_prompt_2, num_steps, guidance_scale, width, height,
+        seed, num_images, batch_size, eta, scheduler_name, scheduler_config, latents, denoising_start,
+        denoising_end, sizes, negative_sizes, aesthetic_score, negative_aesthetic_score, controls,
+        ip_adapter_images, callback
     ))]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments in Python")]
     #[allow(clippy::type_complexity, reason = "a tuple in Python")]
@@ -61,7 +138,9 @@ impl NativePipeline {
         &self,
         py: Python<'py>,
         prompt: String,
+        prompt_2: Option<String>,
         negative_prompt: Option<String>,
+        negative_prompt_2: Option<String>,
         num_steps: usize,
         guidance_scale: f64,
         width: Option<usize>,
@@ -73,58 +152,68 @@ impl NativePipeline {
         scheduler_name: Option<String>,
         scheduler_config: Option<String>,
         latents: Option<(PyBackedBytes, Vec<usize>)>,
+        denoising_start: Option<f64>,
+        denoising_end: Option<f64>,
+        sizes: Sizes,
+        negative_sizes: Option<Sizes>,
+        aesthetic_score: f64,
+        negative_aesthetic_score: f64,
+        controls: Vec<RawControl>,
+        ip_adapter_images: Vec<RawIpAdapterImage>,
         callback: Option<Py<PyAny>>,
     ) -> PyResult<(PyRaw<'py>, Vec<u64>, Vec<String>, (f64, f64))> {
+        let fail = |e| error::to_python(py, e);
+        let config = scheduler_config.as_deref().map(request::parse_config);
+        let config = config.transpose().map_err(fail)?;
+        let latents = latents.map(|(bytes, shape)| arrays::from_bytes(&bytes, shape, &Device::Cpu));
+        let latents = latents.transpose().map_err(fail)?;
         let mut request = GenerateRequest::txt2img(prompt)
             .num_steps(num_steps)
             .guidance_scale(guidance_scale)
             .num_images(num_images)
-            .batch_size(batch_size);
-        if let Some(text) = negative_prompt {
-            request = request.negative_prompt(text);
+            .batch_size(batch_size)
+            .sizes(request::sizes(sizes))
+            .aesthetic_score(aesthetic_score)
+            .negative_aesthetic_score(negative_aesthetic_score);
+        request = set(request, prompt_2, GenerateRequest::prompt_2);
+        request = set(request, negative_prompt, GenerateRequest::negative_prompt);
+        request = set(
+            request,
+            negative_prompt_2,
+            GenerateRequest::negative_prompt_2,
+        );
+        request = set(request, width, GenerateRequest::width);
+        request = set(request, height, GenerateRequest::height);
+        request = set(request, seed, GenerateRequest::seed);
+        request = set(request, eta, GenerateRequest::eta);
+        request = set(request, scheduler_name, GenerateRequest::scheduler_name);
+        request = set(request, config, GenerateRequest::scheduler_config);
+        request = set(request, latents, GenerateRequest::latents);
+        request = set(request, denoising_start, GenerateRequest::denoising_start);
+        request = set(request, denoising_end, GenerateRequest::denoising_end);
+        let negative_sizes = negative_sizes.map(request::sizes);
+        request = set(request, negative_sizes, GenerateRequest::negative_sizes);
+        for control in &controls {
+            request = request.control(pictures::control(control).map_err(fail)?);
         }
-        if let Some(width) = width {
-            request = request.width(width);
-        }
-        if let Some(height) = height {
-            request = request.height(height);
-        }
-        if let Some(seed) = seed {
-            request = request.seed(seed);
-        }
-        if let Some(eta) = eta {
-            request = request.eta(eta);
-        }
-        if let Some(name) = scheduler_name {
-            request = request.scheduler_name(name);
-        }
-        if let Some(json) = scheduler_config {
-            let config = serde_json::from_str(&json).map_err(|reason| Error::InvalidArgument {
-                name: "scheduler",
-                expected: "JSON".into(),
-                found: reason.to_string(),
-            });
-            request = request.scheduler_config(config.map_err(|e| error::to_python(py, e))?);
-        }
-        if let Some((bytes, shape)) = latents {
-            let latents = arrays::from_bytes(&bytes, shape, &Device::Cpu);
-            request = request.latents(latents.map_err(|e| error::to_python(py, e))?);
+        for image in &ip_adapter_images {
+            request = request.ip_adapter_image(pictures::ip_adapter_image(image).map_err(fail)?);
         }
 
         let mut raised = None;
         let result = py.detach(|| {
+            let pipe = self.0.current();
             let sampled =
-                self.0
-                    .generate_latents(&request, &mut |progress| match Python::attach(|py| {
-                        goes_on(py, callback.as_ref(), progress)
-                    }) {
-                        Ok(true) => ControlFlow::Continue(()),
-                        Ok(false) => ControlFlow::Break(()),
-                        Err(exception) => {
-                            raised = Some(exception);
-                            ControlFlow::Break(())
-                        }
-                    })?;
+                pipe.generate_latents(&request, &mut |progress| match Python::attach(|py| {
+                    goes_on(py, callback.as_ref(), progress)
+                }) {
+                    Ok(true) => ControlFlow::Continue(()),
+                    Ok(false) => ControlFlow::Break(()),
+                    Err(exception) => {
+                        raised = Some(exception);
+                        ControlFlow::Break(())
+                    }
+                })?;
             Ok((arrays::to_bytes(&sampled.latents)?, sampled))
         });
         if let Some(exception) = raised {
@@ -148,13 +237,14 @@ impl NativePipeline {
     ) -> PyResult<(PyRaw<'py>, Vec<String>)> {
         let (raw, warnings) = py.detach(|| {
             let fail = |e| Python::attach(|py| error::to_python(py, e));
-            let latents = self.check_latents(&latents, shape).map_err(fail)?;
+            let pipe = self.0.current();
+            let latents = check_latents(&pipe, &latents, shape).map_err(fail)?;
             let mut bytes = Vec::new();
             let mut shape = Vec::new();
             let mut warnings = Vec::new();
             for i in 0..latents.dims()[0] {
                 Python::attach(|py| py.check_signals())?;
-                let ((picture, size), more) = self.decode_one(&latents, i, rgb8).map_err(fail)?;
+                let ((picture, size), more) = decode_one(&pipe, &latents, i, rgb8).map_err(fail)?;
                 bytes.extend(picture);
                 shape = size;
                 warnings.extend(more.iter().map(ToString::to_string));
@@ -168,38 +258,47 @@ impl NativePipeline {
 }
 
 impl NativePipeline {
-    fn check_latents(&self, bytes: &[u8], shape: Vec<usize>) -> diffusion_core::Result<Tensor> {
-        let channels = self.0.vae().latent_channels();
-        match shape[..] {
-            [_, found, _, _] if found == channels && !shape.contains(&0) => {
-                arrays::from_bytes(bytes, shape, self.0.device())
-            }
-            _ => Err(Error::InvalidArgument {
-                name: "latents",
-                expected: format!("shape (n, {channels}, height, width)"),
-                found: format!("{shape:?}"),
-            }),
-        }
-    }
-
-    fn decode_one(
+    fn change<T: Send>(
         &self,
-        latents: &Tensor,
-        index: usize,
-        rgb8: bool,
-    ) -> diffusion_core::Result<(Raw, Vec<Warning>)> {
-        let latents = latents.narrow(0, index, 1)?;
-        if rgb8 {
-            let (mut pictures, warnings) = self.0.decode(&latents)?;
-            let picture = pictures.swap_remove(0);
-            let shape = vec![picture.height() as usize, picture.width() as usize, 3];
-            return Ok(((picture.into_raw(), shape), warnings));
-        }
-        let (picture, warnings) = self.0.decode_tensor(&latents)?;
-        let picture = picture.affine(0.5, 0.5)?.clamp(0.0, 1.0)?;
-        let raw = arrays::to_bytes(&picture.squeeze(0)?.permute((1, 2, 0))?)?;
-        Ok((raw, warnings))
+        py: Python<'_>,
+        change: impl FnOnce(&mut Pipeline) -> Result<T> + Send,
+    ) -> PyResult<T> {
+        py.detach(|| self.0.change(change))
+            .map_err(|e| error::to_python(py, e))
     }
+}
+
+fn check_latents(pipe: &Pipeline, bytes: &[u8], shape: Vec<usize>) -> Result<Tensor> {
+    let channels = pipe.vae().latent_channels();
+    match shape[..] {
+        [_, found, _, _] if found == channels && !shape.contains(&0) => {
+            arrays::from_bytes(bytes, shape, pipe.device())
+        }
+        _ => Err(Error::InvalidArgument {
+            name: "latents",
+            expected: format!("shape (n, {channels}, height, width)"),
+            found: format!("{shape:?}"),
+        }),
+    }
+}
+
+fn decode_one(
+    pipe: &Pipeline,
+    latents: &Tensor,
+    index: usize,
+    rgb8: bool,
+) -> Result<(Raw, Vec<Warning>)> {
+    let latents = latents.narrow(0, index, 1)?;
+    if rgb8 {
+        let (mut pictures, warnings) = pipe.decode(&latents)?;
+        let picture = pictures.swap_remove(0);
+        let shape = vec![picture.height() as usize, picture.width() as usize, 3];
+        return Ok(((picture.into_raw(), shape), warnings));
+    }
+    let (picture, warnings) = pipe.decode_tensor(&latents)?;
+    let picture = picture.affine(0.5, 0.5)?.clamp(0.0, 1.0)?;
+    let raw = arrays::to_bytes(&picture.squeeze(0)?.permute((1, 2, 0))?)?;
+    Ok((raw, warnings))
 }
 
 /// Lets Ctrl-C through, then asks the callback: `False` stops the run, all else goes on.

@@ -1,5 +1,6 @@
 //! Agreement with diffusers, transformers and torch, by the files in `tests/goldens`.
 
+mod autoencoders;
 mod brownian;
 mod containers;
 mod controls;

@@ -6,7 +6,7 @@ use crate::model::{TextEncoder, Tokenizer, UNet};
 use crate::weights::{Embedding, Lora, LoraMode, LoraReport, LoraScale, ModelPart, merge_loras};
 
 /// What a pipeline must know to take adapters out again.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Adapters {
     /// The UNet without LoRAs, while there are any. It shares the memory of all weights that no LoRA changes.
     base_unet: Option<UNet>,

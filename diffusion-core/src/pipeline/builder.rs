@@ -36,6 +36,7 @@ pub struct PipelineBuilder {
     text_encoder_2: Option<TextEncoder>,
     unet: Option<UNet>,
     vae: Option<Vae>,
+    vae_files: Vec<PathBuf>,
     loras: Vec<(PathBuf, LoraScale)>,
     lora_mode: LoraMode,
     embeddings: Vec<Embedding>,
@@ -137,6 +138,16 @@ impl PipelineBuilder {
     /// An autoencoder in place of the checkpoint's.
     pub fn vae(mut self, vae: Vae) -> Self {
         self.vae = Some(vae);
+        self.vae_files.clear();
+        self
+    }
+
+    /// An autoencoder from elsewhere in place of the checkpoint's: its folder or file, a whole model that has
+    /// one, or an id on the hub. Called again it adds a file, as TAESD has its encoder and its decoder in
+    /// one each.
+    pub fn vae_from(mut self, path: impl Into<PathBuf>) -> Self {
+        self.vae_files.push(path.into());
+        self.vae = None;
         self
     }
 
@@ -188,6 +199,10 @@ impl PipelineBuilder {
         };
         let dtype = check_weights_dtype(self.dtype.unwrap_or(default_dtype))?;
         let checkpoint = self.open_checkpoint()?;
+        let vae = match self.open_vae_files(checkpoint.as_ref())? {
+            Some(files) => Some(load_vae(&files, dtype, &device)?),
+            None => self.vae,
+        };
         let needs_weights = |part: &'static str| {
             Error::argument("builder", format!("weights(..) or {part}(..)"), "neither")
         };
@@ -242,12 +257,9 @@ impl PipelineBuilder {
             }
             (None, None) => return Err(needs_weights("unet")),
         };
-        let vae = match (self.vae, &checkpoint) {
+        let vae = match (vae, &checkpoint) {
             (Some(vae), _) => vae,
-            (None, Some(checkpoint)) => {
-                let part = checkpoint.required(ComponentKind::Vae)?;
-                Vae::new(part.config_path, part.config, &part.tensors, dtype, &device)?
-            }
+            (None, Some(checkpoint)) => load_vae(checkpoint, dtype, &device)?,
             (None, None) => return Err(needs_weights("vae")),
         };
         let mut pipeline = Pipeline {
@@ -312,7 +324,10 @@ impl PipelineBuilder {
         }
         let given = [
             (ComponentKind::UNet, self.unet.is_some()),
-            (ComponentKind::Vae, self.vae.is_some()),
+            (
+                ComponentKind::Vae,
+                self.vae.is_some() || !self.vae_files.is_empty(),
+            ),
             (ComponentKind::TextEncoder, self.text_encoder.is_some()),
             (ComponentKind::TextEncoder2, self.text_encoder_2.is_some()),
             // Requests bring their own.
@@ -328,6 +343,28 @@ impl PipelineBuilder {
             ..Default::default()
         };
         Checkpoint::open_with(path, &options).map(Some)
+    }
+
+    /// Opens the autoencoder of [`vae_from`](Self::vae_from), if any, for the family of the model.
+    fn open_vae_files(&self, model: Option<&Checkpoint>) -> Result<Option<Checkpoint>> {
+        let mut without = ComponentKind::ALL.to_vec();
+        without.retain(|&kind| kind != ComponentKind::Vae);
+        let options = OpenOptions {
+            without,
+            family: model.and_then(|model| model.description().family),
+            #[cfg(feature = "hub")]
+            hub: self.hub.clone(),
+            ..Default::default()
+        };
+        match &self.vae_files[..] {
+            [] => Ok(None),
+            [path] => Checkpoint::open_with(path, &options).map(Some),
+            files => {
+                let files = files.iter().map(|file| options.locate(file));
+                let files = files.collect::<Result<Vec<_>>>()?;
+                Checkpoint::open_files(&files, &options).map(Some)
+            }
+        }
     }
 }
 
@@ -359,6 +396,11 @@ fn load_text_encoder(
     };
     let config = TextEncoder::parse_config(part.config_path, part.config)?;
     TextEncoder::new(config, &part.tensors, dtype, device).map(Some)
+}
+
+fn load_vae(checkpoint: &Checkpoint, dtype: DType, device: &Device) -> Result<Vae> {
+    let part = checkpoint.required(ComponentKind::Vae)?;
+    Vae::new(part.config_path, part.config, &part.tensors, dtype, device)
 }
 
 /// The configuration as diffusers' Stable Diffusion pipelines (SDXL's not among them) correct it: an offset

@@ -15,7 +15,7 @@ use crate::model::{ImageEncoder, IpAdapter, IpAdapterScale};
 use crate::weights::TensorFile;
 
 /// What a pipeline sees pictures with.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Sight {
     adapters: Vec<Arc<IpAdapter>>,
     encoder: Option<ImageEncoder>,

@@ -10,6 +10,7 @@ mod memory;
 mod prompt;
 mod request;
 mod run;
+mod shared;
 
 use std::fmt;
 use std::ops::{ControlFlow, Range};
@@ -28,15 +29,17 @@ use image_prompts::Sight;
 pub use image_prompts::{ImageEmbeds, IpAdapterImage};
 pub use request::{GenerateRequest, PictureSizes};
 pub use run::Sampled;
+pub use shared::SharedPipeline;
 
 pub use crate::denoise::Conditioning;
 use crate::denoise::NoiseSchedule;
 use crate::model::{TextEncoder, Tokenizer, UNet, Vae};
 use crate::scheduler::Scheduler;
 
-/// The parts of a latent diffusion model, joined. It is immutable and `Send + Sync`: threads share one and
-/// call [`generate`](Self::generate) at the same time.
-#[derive(Debug)]
+/// The parts of a latent diffusion model, joined. Runs do not change it and it is `Send + Sync`: threads share
+/// one and call [`generate`](Self::generate) at the same time. [`SharedPipeline`] is for those that also change it.
+/// A clone has the same weights in the same memory.
+#[derive(Debug, Clone)]
 pub struct Pipeline {
     /// The text encoder, and SDXL's second.
     text: [TextPart; 2],

@@ -24,6 +24,9 @@ pub struct OpenOptions {
     pub ema: bool,
     /// Components of a folder that the caller does not need; they may be missing or damaged.
     pub without: Vec<ComponentKind>,
+    /// The family of a file that does not tell it: autoencoders of SD and SDXL have the same shapes and are
+    /// scaled otherwise.
+    pub family: Option<Family>,
     /// The branch, tag or commit of a model on the hub. Default: `main`.
     pub revision: Option<String>,
     /// How the hub is reached. Default: [`HubOptions::from_env`](super::HubOptions::from_env).
@@ -133,6 +136,7 @@ impl Checkpoint {
         }
         checkpoint.name_text_encoder();
         checkpoint.detect();
+        checkpoint.model.family = checkpoint.model.family.or(options.family);
         checkpoint.infer_configs()?;
         Ok(checkpoint)
     }

@@ -156,7 +156,7 @@ impl Component {
     pub fn open(path: impl AsRef<Path>, variant: Option<&str>) -> Result<Self> {
         let path = path.as_ref().to_owned();
         let config_path = path.join("config.json");
-        if !config_path.is_file() {
+        if !config_path.exists() {
             let hint = "give the folder of a model with its config.json and weights".into();
             let path = config_path;
             return Err(Error::NotFound { path, hint });

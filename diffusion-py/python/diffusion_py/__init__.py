@@ -9,8 +9,9 @@ Importing the package imports neither numpy nor Pillow; each is needed only for 
 are made of it.
 """
 
+from ._controls import Control, ControlNet, T2IAdapter
 from ._native import Progress, __version__, schedulers, sigma_schedules
-from ._pipeline import Output, Pipeline
+from ._pipeline import LoraReport, Output, Pipeline
 from .errors import (
     Cancelled,
     DeviceError,
@@ -26,16 +27,20 @@ from .errors import (
 
 __all__ = [
     "Cancelled",
+    "Control",
+    "ControlNet",
     "DeviceError",
     "DiffusionError",
     "FormatError",
     "InvalidArgumentError",
     "IoError",
+    "LoraReport",
     "NotFoundError",
     "Output",
     "OutOfMemoryError",
     "Pipeline",
     "Progress",
+    "T2IAdapter",
     "UnsupportedError",
     "WeightsError",
     "__version__",

@@ -57,16 +57,32 @@ def from_array(latents: Any) -> tuple[bytes, list[int]]:
     Takes what has the buffer protocol (numpy arrays, ``array.array``, ``memoryview``) or
     ``__array__`` (PyTorch tensors on the CPU).
     """
-    try:
-        view = memoryview(latents)
-    except TypeError:
-        if not hasattr(latents, "__array__"):
-            raise TypeError(
-                f"latents: expected an array of float32, found {type(latents).__name__}"
-            ) from None
-        view = memoryview(latents.__array__())
+    view = _view("latents", "an array of float32", latents)
     if view.format != "f":
         raise InvalidArgumentError(
             f"latents: expected float32, found an array of format {view.format!r}"
         )
     return view.tobytes(), list(view.shape or ())
+
+
+def from_image(name: str, image: Any) -> tuple[bytes, int, int]:
+    """RGB bytes, width and height of a ``PIL.Image.Image`` or of uint8 ``(height, width, 3)``."""
+    if hasattr(image, "convert") and hasattr(image, "tobytes"):
+        rgb = image.convert("RGB")
+        return rgb.tobytes(), *rgb.size
+    view = _view(name, "a picture of PIL or an array of uint8", image)
+    shape = tuple(view.shape or ())
+    if view.format != "B" or len(shape) != 3 or shape[2] != 3:
+        found = f"an array of format {view.format!r} and shape {shape}"
+        raise InvalidArgumentError(f"{name}: expected uint8 (height, width, 3), found {found}")
+    return view.tobytes(), shape[1], shape[0]
+
+
+def _view(name: str, expected: str, array: Any) -> memoryview:
+    try:
+        return memoryview(array)
+    except TypeError:
+        if not hasattr(array, "__array__"):
+            found = type(array).__name__
+            raise TypeError(f"{name}: expected {expected}, found {found}") from None
+        return memoryview(array.__array__())

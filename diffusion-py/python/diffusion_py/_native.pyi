@@ -6,6 +6,8 @@ from typing import Any, SupportsFloat, final
 
 import numpy
 
+from ._arguments import Sizes
+
 __version__: str
 
 def schedulers() -> list[str]:
@@ -57,18 +59,44 @@ class Progress:
         """The current estimate of the clean latents, of the same shape."""
 
 @final
+class NativeControlModel:
+    @staticmethod
+    def open(
+        path: str | PathLike[str], is_adapter: bool, dtype: str | None, device: str
+    ) -> NativeControlModel: ...
+
+@final
 class NativePipeline:
     @staticmethod
     def load(
-        path: str | PathLike[str], dtype: str | None, variant: str | None, device: str
+        path: str | PathLike[str],
+        *,
+        dtype: str | None,
+        variant: str | None,
+        revision: str | None,
+        device: str,
+        vae: list[str],
+        loras: list[tuple[str, SupportsFloat]],
+        embeddings: list[tuple[str, str | None]],
     ) -> NativePipeline: ...
+    def set_loras(self, loras: list[tuple[str, SupportsFloat]], merged: bool) -> None: ...
+    def clear_loras(self) -> None: ...
+    def loras(self) -> list[tuple[str, int, list[str]]]: ...
+    def add_embedding(self, path: str | PathLike[str], token: str | None) -> str: ...
+    def open_control_net(self, path: str | PathLike[str]) -> NativeControlModel: ...
+    def add_ip_adapter(
+        self, path: str | PathLike[str], image_encoder: str | PathLike[str] | None
+    ) -> None: ...
+    def clear_ip_adapters(self) -> None: ...
     @property
     def default_size(self) -> tuple[int, int]: ...
     def generate_latents(
         self,
         prompt: str,
         *,
+        prompt_2: str | None,
         negative_prompt: str | None,
+        negative_prompt_2: str | None,
         num_steps: int,
         guidance_scale: SupportsFloat,
         width: int | None,
@@ -80,6 +108,23 @@ class NativePipeline:
         scheduler_name: str | None,
         scheduler_config: str | None,
         latents: tuple[bytes, list[int]] | None,
+        denoising_start: SupportsFloat | None,
+        denoising_end: SupportsFloat | None,
+        sizes: Sizes,
+        negative_sizes: Sizes | None,
+        aesthetic_score: SupportsFloat,
+        negative_aesthetic_score: SupportsFloat,
+        controls: list[
+            tuple[
+                NativeControlModel,
+                tuple[bytes, int, int],
+                SupportsFloat,
+                SupportsFloat,
+                SupportsFloat,
+                bool,
+            ]
+        ],
+        ip_adapter_images: list[tuple[list[tuple[bytes, int, int]], SupportsFloat]],
         callback: Callable[[Progress], object] | None,
     ) -> tuple[tuple[bytearray, list[int]], list[int], list[str], tuple[float, float]]: ...
     def decode(

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import math
-import operator
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, SupportsFloat, SupportsIndex
+from typing import TYPE_CHECKING, Any, Literal, SupportsFloat, SupportsIndex, TypeAlias
 
-from . import _arrays
+from . import _arguments, _arrays, _controls
+from ._arguments import Pair, Path, Sizes
+from ._controls import Control
 from ._native import NativePipeline, Progress
 from .errors import InvalidArgumentError
 
 if TYPE_CHECKING:
-    from os import PathLike
-
     import numpy
 
-__all__ = ["Output", "Pipeline"]
+__all__ = ["LoraReport", "Output", "Pipeline"]
+
+Loras: TypeAlias = "Path | Iterable[Path | tuple[Path, SupportsFloat]]"
 
 OutputType = Literal["pil", "np", "latent"]
 
@@ -33,7 +32,8 @@ class Output:
     images: Any
     """By ``output_type``: ``"pil"``: a list of ``PIL.Image.Image`` (RGB); ``"np"``: a float32 array
     ``(n, height, width, 3)`` from 0 to 1; ``"latent"``: a float32 array
-    ``(n, channels, height / 8, width / 8)`` of clean latents, scaled for the UNet."""
+    ``(n, channels, height / 8, width / 8)`` of latents, scaled for the UNet: clean ones, or after
+    ``denoising_end`` clean ones plus the noise that is left."""
 
     seeds: list[int]
     """The seed of each picture: a call with it and ``num_images=1`` gives the same again."""
@@ -46,11 +46,27 @@ class Output:
     ``"decode"`` (autoencoder)."""
 
 
+@dataclass(frozen=True)
+class LoraReport:
+    """What became of a LoRA: an entry of :attr:`Pipeline.loras`."""
+
+    name: str
+    """Its file."""
+
+    num_modules: int
+    """Modules of the model that it changes."""
+
+    unused: list[str]
+    """Keys of the file that change nothing, sorted."""
+
+
 class Pipeline:
     """A Stable Diffusion model, loaded. Made by :meth:`from_pretrained`.
 
-    A pipeline does not change: threads may share one and call it at the same time. The GIL is
-    released while it loads and runs.
+    Threads may share one and call it at the same time; the GIL is released while it loads, runs and
+    changes. A run keeps the LoRAs, words and IP-Adapters that it began with: methods that change them
+    do not wait for it, and count for the runs that begin after them. A ``callback`` may call
+    them, too.
     """
 
     __slots__ = ("_native",)
@@ -61,45 +77,144 @@ class Pipeline:
     @classmethod
     def from_pretrained(
         cls,
-        path: str | PathLike[str],
+        path: Path,
         *,
         dtype: object = None,
         variant: str | None = None,
+        revision: str | None = None,
         device: object = "cpu",
+        vae: Path | Iterable[Path] | None = None,
+        loras: Loras | None = None,
+        embeddings: Path | Iterable[Path | tuple[Path, str]] | None = None,
     ) -> Pipeline:
-        """Loads a model folder in the diffusers layout.
+        """Loads a model: a folder, a file, or an id of the Hugging Face Hub.
 
         Args:
-            path: The folder with ``model_index.json``.
+            path: A folder in the diffusers layout (with ``model_index.json``); one file that holds
+                the whole model (``.safetensors``, ``.ckpt``, ``.gguf``); or, where no such path is,
+                an id of the hub (``"owner/name"`` or ``"owner/name/file.safetensors"``). What is
+                needed of it is downloaded once, into the cache of ``huggingface_hub``, whose
+                environment variables count: ``HF_HOME``, ``HF_TOKEN``, ``HF_HUB_OFFLINE`` and
+                others. Ctrl-C stops a download, and the next call goes on with it.
             dtype: The number format that weights are held in: ``"float32"``, ``"float16"``,
                 ``"bfloat16"``, or an object that prints as one, such as ``torch.float16``. On the
                 CPU the arithmetic is float32 in all three. Default: float32 on the CPU, float16
                 elsewhere.
             variant: Prefers weight files of this variant, such as ``"fp16"``.
+            revision: The branch, tag or commit of a model on the hub. Default: ``"main"``.
             device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"metal"``, or an object that prints as
                 one, such as ``torch.device("cuda")``.
+            vae: Another autoencoder in place of the model's: its folder or file, a model that has
+                one, or an id (``"owner/name/file.safetensors"``); or the list of its files, as
+                TAESD's encoder and decoder.
+            loras: A LoRA's file, folder or id; or a list of them, each alone or with its strength as
+                ``(path, scale)``. See :meth:`set_loras`.
+            embeddings: The file of a learned word of textual inversion; or a list of them, each alone
+                or with the word that prompts shall use as ``(path, token)``. See
+                :meth:`add_embedding`.
 
         Raises:
-            NotFoundError: The folder or a part of it is missing.
+            NotFoundError: The path or a part of the model is missing, here or on the hub.
             FormatError: A file is damaged.
             WeightsError: Tensors do not fit their configuration.
             UnsupportedError: This version does not know the model, or this build or machine
                 lacks the device.
-            InvalidArgumentError: ``dtype`` or ``device`` is not one of the names above.
+            InvalidArgumentError: ``dtype`` or ``device`` is not one of the names above, or a LoRA or
+                word is made for another family of models.
+            IoError: The hub cannot be reached or refuses.
         """
-        name = None if dtype is None else str(dtype)
-        return cls(NativePipeline.load(path, name, variant, str(device)))
+        native = NativePipeline.load(
+            path,
+            dtype=None if dtype is None else str(dtype),
+            variant=variant,
+            revision=revision,
+            device=str(device),
+            vae=_arguments.paths("vae", vae),
+            loras=_arguments.with_paths("loras", loras, 1.0),
+            embeddings=_arguments.with_paths("embeddings", embeddings, None),
+        )
+        return cls(native)
 
     @property
     def default_size(self) -> tuple[int, int]:
         """``(width, height)`` of pictures of calls that name no size, in pixels."""
         return self._native.default_size
 
+    def set_loras(self, loras: Loras, *, merged: bool = True) -> None:
+        """Puts LoRAs, or their relatives, in place of those that were there before.
+
+        Args:
+            loras: As in :meth:`from_pretrained`. Several add up. Words that a file brings with it
+                are added, and stay.
+            merged: ``True`` adds them to the weights: runs are as fast as without, and changed weights
+                take memory beside the model's own. ``False`` computes them beside the weights in
+                each step, which takes less memory and more time.
+
+        Raises:
+            NotFoundError: There is no such file.
+            FormatError: A file is damaged or no LoRA.
+            InvalidArgumentError: One is made for another family of models, or a strength is not
+                finite. The LoRAs of before then stay.
+        """
+        self._native.set_loras(_arguments.with_paths("loras", loras, 1.0), merged)
+
+    def clear_loras(self) -> None:
+        """Takes all LoRAs out. The weights are then the model's own, bit for bit."""
+        self._native.clear_loras()
+
+    @property
+    def loras(self) -> list[LoraReport]:
+        """What became of the LoRAs that are in place."""
+        return [LoraReport(*report) for report in self._native.loras()]
+
+    def add_embedding(self, path: Path, token: str | None = None) -> str:
+        """Adds a learned word of textual inversion, which prompts then use by its name.
+
+        Args:
+            path: Its file.
+            token: The word. Default: the one that the file states, or else the file's name without
+                its ending.
+
+        Returns:
+            The word.
+
+        Raises:
+            NotFoundError: There is no such file.
+            FormatError: The file is damaged or has no vectors of a word.
+            InvalidArgumentError: The word is made for another family of models, or the model knows
+                it.
+        """
+        return self._native.add_embedding(path, token)
+
+    def add_ip_adapter(self, path: Path, image_encoder: Path | None = None) -> None:
+        """Adds an IP-Adapter, for which ``ip_adapter_image`` of :meth:`generate` then has pictures.
+
+        Args:
+            path: Its original file, safetensors or ``.bin``.
+            image_encoder: The folder or file of CLIP's vision model, by which all adapters see.
+                Default: the one that the pipeline has, or that lies beside the file as published
+                (``image_encoder`` or ``../models/image_encoder``).
+
+        Raises:
+            NotFoundError: There is no such file.
+            FormatError: A file is damaged.
+            WeightsError: Tensors do not fit the model.
+            UnsupportedError: It sees by a network for faces (FaceID).
+            InvalidArgumentError: It is made for another model or image encoder.
+        """
+        self._native.add_ip_adapter(path, image_encoder)
+
+    def clear_ip_adapters(self) -> None:
+        """Takes all IP-Adapters out; the image encoder stays."""
+        self._native.clear_ip_adapters()
+
     def generate(
         self,
         prompt: str,
         negative_prompt: str | None = None,
         *,
+        prompt_2: str | None = None,
+        negative_prompt_2: str | None = None,
         num_inference_steps: SupportsIndex = 50,
         guidance_scale: SupportsFloat = 7.5,
         width: SupportsIndex | None = None,
@@ -110,6 +225,19 @@ class Pipeline:
         eta: SupportsFloat | None = None,
         scheduler: str | Mapping[str, Any] | None = None,
         latents: Any = None,
+        denoising_start: SupportsFloat | None = None,
+        denoising_end: SupportsFloat | None = None,
+        original_size: Pair | None = None,
+        crops_coords_top_left: Pair = (0, 0),
+        target_size: Pair | None = None,
+        negative_original_size: Pair | None = None,
+        negative_crops_coords_top_left: Pair | None = None,
+        negative_target_size: Pair | None = None,
+        aesthetic_score: SupportsFloat = 6.0,
+        negative_aesthetic_score: SupportsFloat = 2.5,
+        control: Control | Iterable[Control] = (),
+        ip_adapter_image: Any = None,
+        ip_adapter_scale: SupportsFloat | Iterable[SupportsFloat] = 1.0,
         output_type: OutputType = "pil",
         callback: Callable[[Progress], object] | None = None,
     ) -> Output:
@@ -120,6 +248,8 @@ class Pipeline:
                 told in ``Output.warnings``.
             negative_prompt: What they shall not show; it counts where guidance is on. None means nothing, which
                 SDXL is told by zeros and the other models by the empty text.
+            prompt_2: What SDXL's second text encoder reads. Default: ``prompt``.
+            negative_prompt_2: The same for ``negative_prompt``.
             num_inference_steps: Number of steps, from 1 to the model's timesteps (1000).
             guidance_scale: How far the pictures follow the prompt (classifier-free guidance),
                 finite and at least 0. At most 1 means without guidance, in half the time.
@@ -143,7 +273,30 @@ class Pipeline:
             latents: The noise to start from, in place of the seed's: float32 of unit variance,
                 ``(num_images, channels, height / 8, width / 8)``, as a numpy array, a PyTorch
                 tensor on the CPU, or anything else with the buffer protocol or ``__array__``. It
-                sets the size, where ``width`` and ``height`` do not.
+                sets the size, where ``width`` and ``height`` do not. With ``denoising_start`` they
+                are the latents to go on from.
+            denoising_start: Goes on from ``latents`` that a run with ``denoising_end`` of the same
+                share left, as SDXL's refiner does; from 0 to 1.
+            denoising_end: Leaves the last ``1 - denoising_end`` of the model's timesteps to another
+                model, from 0 to 1. ``output_type="latent"`` hands them on.
+            original_size: ``(height, width)`` that SDXL is told the picture had before it was cropped,
+                in pixels; small ones give soft pictures. Default: the size of the picture.
+            crops_coords_top_left: ``(top, left)``: what SDXL is told was cropped away there.
+            target_size: ``(height, width)`` that SDXL is told the picture has. Default: its size.
+            negative_original_size: What SDXL is told beside the negative prompt. If none of the three
+                is given: the same as beside the prompt; otherwise the other two have the
+                defaults above, as in diffusers.
+            negative_crops_coords_top_left: As ``negative_original_size``.
+            negative_target_size: As ``negative_original_size``.
+            aesthetic_score: How much viewers shall like the picture, from 0 to 10: what SDXL's refiner
+                is told beside the prompt.
+            negative_aesthetic_score: The same beside the negative prompt.
+            control: A picture to follow by a ControlNet or T2I-Adapter, or several, which add up.
+            ip_adapter_image: A picture as prompt, of the types that :class:`Control` takes; or a list
+                with an entry for each of the pipeline's IP-Adapters, a picture or a list of them.
+                None runs as if there were no adapter.
+            ip_adapter_scale: How strongly the pictures count, 0 not at all; or a list with a number
+                for each adapter.
             output_type: What ``Output.images`` holds: ``"pil"`` (needs Pillow), ``"np"`` or
                 ``"latent"`` (both need numpy).
             callback: Called with a :class:`Progress` after each step, in the calling thread. If it
@@ -162,21 +315,36 @@ class Pipeline:
         _check_output_type(output_type)
         if callback is not None and not callable(callback):
             raise TypeError(f"callback: expected a function, found {type(callback).__name__}")
-        name, config = _scheduler(scheduler)
+        name, config = _arguments.scheduler(scheduler)
+        negative = (
+            negative_original_size,
+            negative_crops_coords_top_left,
+            negative_target_size,
+        )
         raw, seeds, texts, (encode, sample) = self._native.generate_latents(
             prompt,
+            prompt_2=prompt_2,
             negative_prompt=negative_prompt,
-            num_steps=_whole("num_inference_steps", num_inference_steps),
+            negative_prompt_2=negative_prompt_2,
+            num_steps=_arguments.whole("num_inference_steps", num_inference_steps),
             guidance_scale=guidance_scale,
-            width=None if width is None else _whole("width", width),
-            height=None if height is None else _whole("height", height),
-            seed=None if seed is None else _whole("seed", seed),
-            num_images=_whole("num_images", num_images),
-            batch_size=_whole("batch_size", batch_size),
+            width=_arguments.optional_whole("width", width),
+            height=_arguments.optional_whole("height", height),
+            seed=_arguments.optional_whole("seed", seed),
+            num_images=_arguments.whole("num_images", num_images),
+            batch_size=_arguments.whole("batch_size", batch_size),
             eta=eta,
             scheduler_name=name,
             scheduler_config=config,
             latents=None if latents is None else _arrays.from_array(latents),
+            denoising_start=denoising_start,
+            denoising_end=denoising_end,
+            sizes=_arguments.sizes("", original_size, crops_coords_top_left, target_size),
+            negative_sizes=_negative_sizes(*negative),
+            aesthetic_score=aesthetic_score,
+            negative_aesthetic_score=negative_aesthetic_score,
+            controls=_controls.controls(self._native, control),
+            ip_adapter_images=_controls.ip_adapter_images(ip_adapter_image, ip_adapter_scale),
             callback=callback,
         )
         start = time.perf_counter()
@@ -237,34 +405,7 @@ def _check_output_type(output_type: str, *allowed: str) -> None:
         _arrays.import_numpy()
 
 
-def _whole(name: str, value: SupportsIndex) -> int:
-    number = operator.index(value)
-    if not 0 <= number < 2**64:
-        raise InvalidArgumentError(f"{name}: expected a number from 0 to 2**64 - 1, found {number}")
-    return number
-
-
-def _scheduler(scheduler: str | Mapping[str, Any] | None) -> tuple[str | None, str | None]:
-    """A name, or a configuration as strict JSON."""
-    config: Any = scheduler
-    if isinstance(scheduler, str):
-        if not scheduler.lstrip().startswith("{"):
-            return scheduler, None
-        try:
-            config = json.loads(scheduler)
-        except ValueError as error:
-            raise InvalidArgumentError(
-                f"scheduler: expected a name or JSON, found {error}"
-            ) from None
-    if config is None:
-        return None, None
-    if not isinstance(config, Mapping):
-        found = type(config).__name__
-        raise TypeError(f"scheduler: expected a name, a mapping or JSON, found {found}")
-    # diffusers writes infinite values, such as `lambda_min_clipped`, which JSON does not have. They
-    # mean "no limit", as null does.
-    finite = {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in config.items()
-    }
-    return None, json.dumps(finite)
+def _negative_sizes(original: Pair | None, crop: Pair | None, target: Pair | None) -> Sizes | None:
+    if original is None and crop is None and target is None:
+        return None
+    return _arguments.sizes("negative_", original, (0, 0) if crop is None else crop, target)

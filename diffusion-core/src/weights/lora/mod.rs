@@ -15,8 +15,8 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 
-use super::TensorFile;
 use super::embedding::{self, Embedded, Embedding};
+use super::{OpenOptions, TensorFile, Wanted, locate};
 use crate::config::read_json;
 use crate::error::{Error, Result};
 use crate::nn::TensorSource;
@@ -76,15 +76,15 @@ pub(super) const ADAPTER_MODEL: &str = "adapter_model.safetensors";
 pub(super) const ADAPTER_CONFIG: &str = "adapter_config.json";
 
 impl Lora {
-    /// Reads a safetensors file, or a folder as diffusers or PEFT save it.
+    /// Reads a safetensors file, a folder as diffusers or PEFT save it, or a LoRA of the hub by its id.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if there is none; otherwise as [`read`](Self::read).
+    /// [`Error::NotFound`] if there is none; otherwise as [`read`](Self::read) and [`OpenOptions::locate`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
+        let path = locate(path.as_ref(), &OpenOptions::default(), Wanted::Lora)?;
         let file = match path.is_dir() {
-            true => file_of(path)?,
-            false => path.to_owned(),
+            true => file_of(&path)?,
+            false => path,
         };
         let config = file.with_file_name(ADAPTER_CONFIG);
         let is_peft = file.file_name().is_some_and(|name| name == ADAPTER_MODEL);

@@ -1,0 +1,41 @@
+//! Keyword arguments to a request.
+
+use diffusion_core::{Error, GenerateRequest, PictureSizes};
+
+/// `(height, width)` of the original, `(top, left)` of the crop, `(height, width)` of the target: diffusers'
+/// order.
+pub(crate) type Sizes = (
+    Option<(usize, usize)>,
+    (usize, usize),
+    Option<(usize, usize)>,
+);
+
+pub(crate) fn sizes((original, crop, target): Sizes) -> PictureSizes {
+    let swap = |(vertical, horizontal)| (horizontal, vertical);
+    PictureSizes {
+        original: original.map(swap),
+        crop: swap(crop),
+        target: target.map(swap),
+    }
+}
+
+/// Sets what was given.
+pub(crate) fn set<T>(
+    request: GenerateRequest,
+    value: Option<T>,
+    setter: impl FnOnce(GenerateRequest, T) -> GenerateRequest,
+) -> GenerateRequest {
+    match value {
+        Some(value) => setter(request, value),
+        None => request,
+    }
+}
+
+/// A scheduler's configuration as Python wrote it.
+pub(crate) fn parse_config(json: &str) -> Result<serde_json::Value, Error> {
+    serde_json::from_str(json).map_err(|reason| Error::InvalidArgument {
+        name: "scheduler",
+        expected: "JSON".into(),
+        found: reason.to_string(),
+    })
+}
