@@ -1,6 +1,7 @@
 //! Weights in bulk: from a file into fresh memory in one pass, on several threads.
 
 use std::path::Path;
+use std::sync::LazyLock;
 use std::{io, thread};
 
 use candle_core::{DType, Device, Tensor, WithDType};
@@ -111,9 +112,12 @@ impl Floats<'_> {
                 true => &mut rows[..count],
                 false => &mut *piece_of_part,
             };
-            match self.element == T::ELEMENT {
-                true => T::read(&bytes, target),
-                false => {
+            match T::table(self.element) {
+                _ if self.element == T::ELEMENT => T::read(&bytes, target),
+                Some(table) => each(&bytes, target, |b| {
+                    table[usize::from(u16::from_le_bytes(b))]
+                }),
+                None => {
                     floats.resize(count, 0.0);
                     widen(&bytes, &mut floats);
                     T::narrow(&floats, target);
@@ -181,7 +185,28 @@ trait Weight: WithDType {
     fn read(bytes: &[u8], numbers: &mut [Self]);
 
     fn narrow(floats: &[f32], numbers: &mut [Self]);
+
+    /// What each of the 65536 codes of another type becomes, where looking it up is quicker than rounding it.
+    fn table(_element: Element) -> Option<&'static Table<Self>> {
+        None
+    }
 }
+
+type Table<T> = [T; 1 << 16];
+
+/// The narrow numbers of all codes of a half-precision type.
+fn table_of<T: Weight>(widen: impl Fn(u16) -> f32) -> Box<Table<T>> {
+    Box::new(std::array::from_fn(|code| {
+        let mut number = [T::zero()];
+        T::narrow(&[widen(code as u16)], &mut number);
+        number[0]
+    }))
+}
+
+static OF_F16: LazyLock<Box<Table<bf16>>> =
+    LazyLock::new(|| table_of(|code| f16::from_bits(code).to_f32()));
+static OF_BF16: LazyLock<Box<Table<f16>>> =
+    LazyLock::new(|| table_of(|code| bf16::from_bits(code).to_f32()));
 
 impl Weight for f32 {
     const ELEMENT: Element = Element::F32;
@@ -213,6 +238,10 @@ impl Weight for f16 {
     fn narrow(floats: &[f32], numbers: &mut [Self]) {
         numbers.convert_from_f32_slice(floats);
     }
+
+    fn table(element: Element) -> Option<&'static Table<Self>> {
+        (element == Element::Bf16).then(|| &**OF_BF16)
+    }
 }
 
 impl Weight for bf16 {
@@ -224,6 +253,10 @@ impl Weight for bf16 {
 
     fn read(bytes: &[u8], numbers: &mut [Self]) {
         each(bytes, numbers, Self::from_le_bytes);
+    }
+
+    fn table(element: Element) -> Option<&'static Table<Self>> {
+        (element == Element::F16).then(|| &**OF_F16)
     }
 
     /// To the nearest, ties to even; in a form that compilers turn into vector instructions.
@@ -253,6 +286,17 @@ mod tests {
         for (float, ours) in floats.iter().zip(ours) {
             let bits = bf16::from_f32(*float).to_bits();
             assert_eq!(ours.to_bits(), bits, "{:08x}", float.to_bits());
+        }
+    }
+
+    #[test]
+    fn every_code_of_half_precision_is_rounded_as_by_half() {
+        for code in 0..=u16::MAX {
+            let place = usize::from(code);
+            let rounded = bf16::from_f32(f16::from_bits(code).to_f32());
+            assert_eq!(OF_F16[place].to_bits(), rounded.to_bits(), "{code:04x}");
+            let rounded = f16::from_f32(bf16::from_bits(code).to_f32());
+            assert_eq!(OF_BF16[place].to_bits(), rounded.to_bits(), "{code:04x}");
         }
     }
 
