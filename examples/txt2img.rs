@@ -22,6 +22,9 @@ struct Args {
     /// A model folder in the diffusers layout. Default: the small emoji model of this repository.
     #[arg(long)]
     model: Option<PathBuf>,
+    /// A LoRA's file or folder, at full strength. Given again it adds another.
+    #[arg(long)]
+    lora: Vec<PathBuf>,
     /// What the picture shall not show.
     #[arg(long, default_value = "")]
     negative: String,
@@ -81,6 +84,9 @@ fn run(args: Args) -> Result<(), Box<dyn Error>> {
         .device(args.device);
     if let Some(dtype) = &args.dtype {
         builder = builder.dtype(device::parse_dtype(dtype)?);
+    }
+    for path in args.lora {
+        builder = builder.lora(path, 1.0);
     }
     let pipe = builder.build()?;
     let load = start.elapsed();
