@@ -6,7 +6,9 @@ set -euo pipefail
 crate=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(dirname "$crate")
 model=$root/examples/models/emoji
-golden=$root/tests/goldens/runs/emoji_ddim.safetensors
+goldens=$root/tests/goldens
+golden=$goldens/runs/emoji_ddim.safetensors
+other_family=$goldens/loras/kohya_a.safetensors
 # A relative one counts from where cargo is called, which is here.
 export CARGO_TARGET_DIR=$(realpath -m "${CARGO_TARGET_DIR:-$root/target}")
 lib=$CARGO_TARGET_DIR/release
@@ -27,23 +29,25 @@ strict=(-Wall -Wextra -Wpedantic -Werror -g -O1 "-I$crate/include")
 shared=("-L$lib" -ldiffusion "-Wl,-rpath,$lib" -pthread)
 static=("$lib/libdiffusion.a" -pthread -ldl -lm)
 
-for name in errors generate; do
+for name in errors generate changes; do
     gcc -std=c99 "${strict[@]}" -o "$build/test_$name" "$crate/tests/test_$name.c" "${shared[@]}"
 done
 gcc -std=c99 "${strict[@]}" -fsanitize=address,undefined -o "$build/test_generate_asan" \
     "$crate/tests/test_generate.c" "${shared[@]}"
 g++ -std=c++11 "${strict[@]}" -o "$build/test_cpp" "$crate/tests/test_cpp.cpp" "${static[@]}"
 
-"$build/test_errors" "$model" "$build/broken"
+"$build/test_errors" "$model" "$build/broken" "$other_family"
 "$build/test_generate" "$model" "$golden"
+"$build/test_changes" "$goldens"
 "$build/test_cpp" "$model"
 
-# Runs take minutes under valgrind, so they go through the address sanitizer, which sees the test's own
+# Runs of the emoji model take minutes under valgrind, so they go through the address sanitizer, which sees the test's own
 # memory; everything else goes through valgrind, which sees the library's too.
 "$build/test_generate_asan" "$model" "$golden"
 if command -v valgrind >/dev/null; then
-    valgrind --quiet --error-exitcode=1 --leak-check=full --errors-for-leak-kinds=definite \
-        "$build/test_errors" "$model" "$build/broken"
+    checked=(valgrind --quiet --error-exitcode=1 --leak-check=full --errors-for-leak-kinds=definite)
+    "${checked[@]}" "$build/test_errors" "$model" "$build/broken" "$other_family"
+    "${checked[@]}" "$build/test_changes" "$goldens"
 else
     echo "valgrind: not here, left out"
 fi

@@ -91,8 +91,9 @@ typedef int32_t dfn_status;
 #endif // __cplusplus
 
 /**
- * A model, loaded. It never changes: any number of threads may use one at the same time, each in calls
- * of its own. Made by dfn_pipeline_open() and released by dfn_pipeline_free().
+ * A model, loaded. Any number of threads may use one at the same time, each in calls of its own, and those
+ * that change it (LoRAs, words) are no exception: a run goes on with what it began with, and the next one
+ * has the change. Made by dfn_pipeline_open() and released by dfn_pipeline_free().
  */
 typedef struct dfn_pipeline dfn_pipeline;
 
@@ -165,6 +166,37 @@ typedef struct dfn_progress {
  * longjmp and no exception may leave it.
  */
 typedef dfn_bool (*dfn_progress_fn)(const struct dfn_progress *progress, void *user_data);
+
+/**
+ * What SDXL is told of the picture that it was cut from and that it becomes, in pixels. Small originals give
+ * soft pictures, crops cut-off ones.
+ */
+typedef struct dfn_picture_sizes {
+    /**
+     * Before cropping. Width and height 0: the size of the picture.
+     */
+    uint32_t original_width;
+    /**
+     * Before cropping.
+     */
+    uint32_t original_height;
+    /**
+     * What was cropped away on the left.
+     */
+    uint32_t crop_left;
+    /**
+     * What was cropped away at the top.
+     */
+    uint32_t crop_top;
+    /**
+     * After cropping. Width and height 0: the size of the picture.
+     */
+    uint32_t target_width;
+    /**
+     * After cropping.
+     */
+    uint32_t target_height;
+} dfn_picture_sizes;
 
 /**
  * What a run shall do. dfn_generate_params_default() sets every field; only `prompt` must be set after.
@@ -240,6 +272,36 @@ typedef struct dfn_generate_params {
      * Handed to `progress` as it is.
      */
     void *user_data;
+    /**
+     * What SDXL's second text encoder reads. NULL: `prompt`.
+     */
+    const char *prompt_2;
+    /**
+     * The same for `negative_prompt`. NULL: `negative_prompt`.
+     */
+    const char *negative_prompt_2;
+    /**
+     * What SDXL is told beside the prompt. Default: whole pictures of their own size.
+     */
+    struct dfn_picture_sizes sizes;
+    /**
+     * What SDXL is told beside the negative prompt, where `has_negative_sizes` is 1; otherwise it must be
+     * all 0.
+     */
+    struct dfn_picture_sizes negative_sizes;
+    /**
+     * 1: `negative_sizes`. 0: `sizes` for both. Default: 0.
+     */
+    dfn_bool has_negative_sizes;
+    /**
+     * How much viewers shall like the picture, from 0 to 10: what SDXL's refiner is told beside the prompt.
+     * Default: 6.
+     */
+    double aesthetic_score;
+    /**
+     * The same beside the negative prompt. Default: 2.5.
+     */
+    double negative_aesthetic_score;
 } dfn_generate_params;
 
 /**
@@ -319,7 +381,9 @@ dfn_status dfn_pipeline_options_default(struct dfn_pipeline_options *options, si
 /**
  * Loads a model.
  *
- * `path`: a folder in the diffusers layout (with model_index.json), UTF-8 on every system.
+ * `path`: a folder in the diffusers layout (with model_index.json), one file that holds the whole model
+ * (.safetensors, .ckpt, .gguf), or, in a build with the feature `hub` and where no such path is, an id of the
+ * Hugging Face Hub such as "owner/name". UTF-8 on every system.
  * `options`: NULL for the defaults.
  * `pipeline`: receives the model, which is the caller's and must go to dfn_pipeline_free(). It becomes
  * NULL if the call fails.
@@ -344,6 +408,46 @@ void dfn_pipeline_free(struct dfn_pipeline *pipeline);
 dfn_status dfn_pipeline_default_size(const struct dfn_pipeline *pipeline,
                                      uint32_t *width,
                                      uint32_t *height);
+
+/**
+ * Puts LoRAs, or their relatives, in place of those that were there before, added to the weights. Words of
+ * textual inversion that a file brings with it are added, and stay.
+ *
+ * `paths`: `count` files, folders as diffusers or PEFT save them, or, in a build with the feature `hub`,
+ * ids of the Hugging Face Hub.
+ * `scales`: the strength of each, finite. NULL: 1 for all.
+ * `count`: how many; 0 takes all out.
+ *
+ * Runs that are under way go on without them; see dfn_pipeline.
+ *
+ * DFN_NOT_FOUND if there is no such file, DFN_FORMAT if one is damaged or no LoRA, DFN_INVALID_ARGUMENT if
+ * one is made for another family of models. Those of before then stay.
+ */
+dfn_status dfn_pipeline_set_loras(struct dfn_pipeline *pipeline,
+                                  const char *const *paths,
+                                  const double *scales,
+                                  size_t count);
+
+/**
+ * Takes all LoRAs out. The weights are then the model's own, bit for bit. Runs that are under way keep
+ * theirs; see dfn_pipeline.
+ */
+dfn_status dfn_pipeline_clear_loras(struct dfn_pipeline *pipeline);
+
+/**
+ * Adds a learned word of textual inversion, which prompts and negative prompts then use by its name.
+ *
+ * `path`: its file.
+ * `token`: the word. NULL: the one that the file states, or else the file's name without its ending.
+ *
+ * Runs that are under way do not know it; see dfn_pipeline.
+ *
+ * DFN_NOT_FOUND if there is no such file, DFN_FORMAT if it is damaged or has no vectors of a word,
+ * DFN_INVALID_ARGUMENT if the word is made for another family of models or the model has it.
+ */
+dfn_status dfn_pipeline_add_embedding(struct dfn_pipeline *pipeline,
+                                      const char *path,
+                                      const char *token);
 
 /**
  * Sets every field to its default. `struct_size` is sizeof(dfn_generate_params).

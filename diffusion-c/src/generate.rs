@@ -10,7 +10,7 @@ use diffusion_core::Progress;
 use crate::abi::{Versioned, check_not_null, read_struct, struct_size, write_struct};
 use crate::layout::Layout;
 use crate::params::{dfn_generate_params, dfn_progress, dfn_result, request};
-use crate::pipeline::{borrow, dfn_pipeline};
+use crate::pipeline::{current, dfn_pipeline};
 use crate::status::{Failure, c_text, dfn_status, guard};
 
 thread_local! {
@@ -38,9 +38,9 @@ pub unsafe extern "C" fn dfn_generate_size(
     guard(|| {
         // SAFETY: the header asks for an open pipeline that nobody frees meanwhile, and for a struct of
         // `struct_size` bytes.
-        let (pipeline, params) = unsafe { (borrow(pipeline)?, read_struct(params)?) };
+        let (pipeline, params) = unsafe { (current(pipeline)?, read_struct(params)?) };
         check_not_null(bytes, "bytes")?;
-        let layout = Layout::new(pipeline, &params, row_stride)?;
+        let layout = Layout::new(&pipeline, &params, row_stride)?;
         // SAFETY: `bytes` is not null, and the header asks for pointers to write to.
         unsafe {
             bytes.write(layout.bytes);
@@ -83,7 +83,7 @@ pub unsafe extern "C" fn dfn_generate(
         // SAFETY: the header asks for an open pipeline that nobody frees meanwhile, for structs of
         // `struct_size` bytes and for text that ends in NUL.
         let (pipeline, params, request, result_size) = unsafe {
-            let pipeline = borrow(pipeline)?;
+            let pipeline = current(pipeline)?;
             let params = read_struct(params)?;
             let result_size = match result.is_null() {
                 true => None,
@@ -92,7 +92,7 @@ pub unsafe extern "C" fn dfn_generate(
             (pipeline, params, request(&params)?, result_size)
         };
         check_not_null(pixels, "pixels")?;
-        let layout = Layout::new(pipeline, &params, row_stride)?;
+        let layout = Layout::new(&pipeline, &params, row_stride)?;
         if pixels_len < layout.bytes {
             let expected = format!("at least {} bytes", layout.bytes);
             return Err(Failure::argument("pixels_len", expected, pixels_len));

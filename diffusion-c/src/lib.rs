@@ -19,6 +19,8 @@ pub mod status;
 
 pub mod pipeline;
 
+pub mod changes;
+
 pub mod params;
 
 pub mod generate;

@@ -1,11 +1,11 @@
 //! The structs of a run: what goes in, what is seen on the way, what comes out.
 
 use std::ffi::{c_char, c_void};
-use std::mem::size_of;
+use std::mem::{offset_of, size_of};
 use std::ptr::{null, null_mut};
 
-use diffusion_core::GenerateRequest;
 use diffusion_core::config::parse_json;
+use diffusion_core::{GenerateRequest, PictureSizes};
 
 pub use crate::abi::dfn_bool;
 use crate::abi::{Versioned, optional_text, text, write_struct};
@@ -36,6 +36,57 @@ pub struct dfn_progress {
 /// longjmp and no exception may leave it.
 pub type dfn_progress_fn =
     Option<unsafe extern "C" fn(progress: *const dfn_progress, user_data: *mut c_void) -> dfn_bool>;
+
+/// What SDXL is told of the picture that it was cut from and that it becomes, in pixels. Small originals give
+/// soft pictures, crops cut-off ones.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct dfn_picture_sizes {
+    /// Before cropping. Width and height 0: the size of the picture.
+    pub original_width: u32,
+    /// Before cropping.
+    pub original_height: u32,
+    /// What was cropped away on the left.
+    pub crop_left: u32,
+    /// What was cropped away at the top.
+    pub crop_top: u32,
+    /// After cropping. Width and height 0: the size of the picture.
+    pub target_width: u32,
+    /// After cropping.
+    pub target_height: u32,
+}
+
+impl dfn_picture_sizes {
+    const DEFAULT: Self = Self {
+        original_width: 0,
+        original_height: 0,
+        crop_left: 0,
+        crop_top: 0,
+        target_width: 0,
+        target_height: 0,
+    };
+
+    fn read(self, name: &str) -> Result<PictureSizes, Failure> {
+        let size = |which: &str, width: u32, height: u32| match (width, height) {
+            (0, 0) => Ok(None),
+            (0, _) | (_, 0) => {
+                let expected = "two sides, or 0 for both";
+                let found = format!("{width} x {height}");
+                Err(Failure::argument(
+                    &format!("{name}.{which}"),
+                    expected,
+                    found,
+                ))
+            }
+            (width, height) => Ok(Some((width as usize, height as usize))),
+        };
+        Ok(PictureSizes {
+            original: size("original", self.original_width, self.original_height)?,
+            crop: (self.crop_left as usize, self.crop_top as usize),
+            target: size("target", self.target_width, self.target_height)?,
+        })
+    }
+}
 
 /// What a run shall do. dfn_generate_params_default() sets every field; only `prompt` must be set after.
 #[repr(C)]
@@ -79,13 +130,28 @@ pub struct dfn_generate_params {
     pub progress: dfn_progress_fn,
     /// Handed to `progress` as it is.
     pub user_data: *mut c_void,
+    /// What SDXL's second text encoder reads. NULL: `prompt`.
+    pub prompt_2: *const c_char,
+    /// The same for `negative_prompt`. NULL: `negative_prompt`.
+    pub negative_prompt_2: *const c_char,
+    /// What SDXL is told beside the prompt. Default: whole pictures of their own size.
+    pub sizes: dfn_picture_sizes,
+    /// What SDXL is told beside the negative prompt, where `has_negative_sizes` is 1; otherwise it must be
+    /// all 0.
+    pub negative_sizes: dfn_picture_sizes,
+    /// 1: `negative_sizes`. 0: `sizes` for both. Default: 0.
+    pub has_negative_sizes: dfn_bool,
+    /// How much viewers shall like the picture, from 0 to 10: what SDXL's refiner is told beside the prompt.
+    /// Default: 6.
+    pub aesthetic_score: f64,
+    /// The same beside the negative prompt. Default: 2.5.
+    pub negative_aesthetic_score: f64,
 }
 
 // SAFETY: `repr(C)`, a `usize` first, numbers, raw pointers and a nullable function pointer.
 unsafe impl Versioned for dfn_generate_params {
     const NAME: &'static str = "dfn_generate_params";
-    // With the first field that is appended this becomes that field's offset.
-    const MIN_SIZE: usize = size_of::<Self>();
+    const MIN_SIZE: usize = offset_of!(Self, prompt_2);
     const DEFAULT: Self = Self {
         struct_size: size_of::<Self>(),
         prompt: null(),
@@ -103,6 +169,13 @@ unsafe impl Versioned for dfn_generate_params {
         scheduler: null(),
         progress: None,
         user_data: null_mut(),
+        prompt_2: null(),
+        negative_prompt_2: null(),
+        sizes: dfn_picture_sizes::DEFAULT,
+        negative_sizes: dfn_picture_sizes::DEFAULT,
+        has_negative_sizes: 0,
+        aesthetic_score: 6.0,
+        negative_aesthetic_score: 2.5,
     };
 }
 
@@ -178,10 +251,12 @@ pub(crate) fn sized(params: &dfn_generate_params) -> GenerateRequest {
 /// Each text is null or ends in NUL.
 pub(crate) unsafe fn request(params: &dfn_generate_params) -> Result<GenerateRequest, Failure> {
     // SAFETY: the caller's promise.
-    let (prompt, negative_prompt, scheduler) = unsafe {
+    let (prompt, prompt_2, negative_prompt, negative_prompt_2, scheduler) = unsafe {
         (
             text(params.prompt, "prompt")?,
+            optional_text(params.prompt_2, "prompt_2")?,
             optional_text(params.negative_prompt, "negative_prompt")?,
+            optional_text(params.negative_prompt_2, "negative_prompt_2")?,
             optional_text(params.scheduler, "scheduler")?,
         )
     };
@@ -190,9 +265,18 @@ pub(crate) unsafe fn request(params: &dfn_generate_params) -> Result<GenerateReq
         .num_steps(params.num_steps as usize)
         .num_images(params.num_images as usize)
         .batch_size(params.batch_size as usize)
-        .guidance_scale(params.guidance_scale);
+        .guidance_scale(params.guidance_scale)
+        .sizes(params.sizes.read("sizes")?)
+        .aesthetic_score(params.aesthetic_score)
+        .negative_aesthetic_score(params.negative_aesthetic_score);
+    if let Some(text) = prompt_2 {
+        request = request.prompt_2(text);
+    }
     if let Some(text) = negative_prompt {
         request = request.negative_prompt(text);
+    }
+    if let Some(text) = negative_prompt_2 {
+        request = request.negative_prompt_2(text);
     }
     // A value whose switch is off was meant to count.
     match (params.random_seed != 0, params.seed) {
@@ -209,6 +293,18 @@ pub(crate) unsafe fn request(params: &dfn_generate_params) -> Result<GenerateReq
         (false, eta) => {
             let expected = "0 without has_eta (set has_eta to 1 for an eta of your own)";
             return Err(Failure::argument("eta", expected, eta));
+        }
+    }
+    match (params.has_negative_sizes != 0, params.negative_sizes) {
+        (true, sizes) => request = request.negative_sizes(sizes.read("negative_sizes")?),
+        (false, dfn_picture_sizes::DEFAULT) => {}
+        (false, sizes) => {
+            let expected = "zeros without has_negative_sizes (set has_negative_sizes to 1)";
+            return Err(Failure::argument(
+                "negative_sizes",
+                expected,
+                format!("{sizes:?}"),
+            ));
         }
     }
     match scheduler {

@@ -3,18 +3,21 @@
 use std::ffi::c_char;
 use std::mem::size_of;
 use std::ptr::{null, null_mut};
+use std::sync::Arc;
 
 use diffusion_core::Pipeline;
 use diffusion_core::device::{parse_device, parse_dtype};
+use diffusion_core::pipeline::SharedPipeline;
 
 use crate::abi::{Versioned, check_not_null, optional_text, read_struct, text, write_struct};
 use crate::status::{Failure, dfn_status, guard};
 
-/// A model, loaded. It never changes: any number of threads may use one at the same time, each in calls
-/// of its own. Made by dfn_pipeline_open() and released by dfn_pipeline_free().
+/// A model, loaded. Any number of threads may use one at the same time, each in calls of its own, and those
+/// that change it (LoRAs, words) are no exception: a run goes on with what it began with, and the next one
+/// has the change. Made by dfn_pipeline_open() and released by dfn_pipeline_free().
 #[derive(Debug)]
 pub struct dfn_pipeline {
-    inner: Pipeline,
+    inner: SharedPipeline,
 }
 
 // Threads of C share one.
@@ -65,7 +68,9 @@ pub unsafe extern "C" fn dfn_pipeline_options_default(
 
 /// Loads a model.
 ///
-/// `path`: a folder in the diffusers layout (with model_index.json), UTF-8 on every system.
+/// `path`: a folder in the diffusers layout (with model_index.json), one file that holds the whole model
+/// (.safetensors, .ckpt, .gguf), or, in a build with the feature `hub` and where no such path is, an id of the
+/// Hugging Face Hub such as "owner/name". UTF-8 on every system.
 /// `options`: NULL for the defaults.
 /// `pipeline`: receives the model, which is the caller's and must go to dfn_pipeline_free(). It becomes
 /// NULL if the call fails.
@@ -109,7 +114,7 @@ pub unsafe extern "C" fn dfn_pipeline_open(
         if let Some(variant) = variant {
             builder = builder.variant(variant);
         }
-        let inner = builder.build()?;
+        let inner = SharedPipeline::new(builder.build()?);
         let handle = Box::into_raw(Box::new(dfn_pipeline { inner }));
         // SAFETY: as above.
         unsafe { pipeline.write(handle) };
@@ -140,7 +145,7 @@ pub unsafe extern "C" fn dfn_pipeline_default_size(
 ) -> dfn_status {
     guard(|| {
         // SAFETY: the header asks for an open pipeline that nobody frees meanwhile.
-        let pipeline = unsafe { borrow(pipeline) }?;
+        let pipeline = unsafe { current(pipeline) }?;
         check_not_null(width, "width")?;
         check_not_null(height, "height")?;
         let (default_width, default_height) = pipeline.default_size();
@@ -165,12 +170,23 @@ pub(crate) fn narrow(width: usize, height: usize) -> Result<(u32, u32), Failure>
     }
 }
 
-/// The model behind a handle.
+/// The model behind a handle, to be changed.
 ///
 /// # Safety
 /// `pipeline` is null, or from `dfn_pipeline_open` and not freed within `'a`.
-pub(crate) unsafe fn borrow<'a>(pipeline: *const dfn_pipeline) -> Result<&'a Pipeline, Failure> {
+pub(crate) unsafe fn shared<'a>(
+    pipeline: *const dfn_pipeline,
+) -> Result<&'a SharedPipeline, Failure> {
     check_not_null(pipeline, "pipeline")?;
     // SAFETY: not null, and the caller promises the rest.
     Ok(unsafe { &(*pipeline).inner })
+}
+
+/// The model behind a handle, as it is now.
+///
+/// # Safety
+/// `pipeline` is null, or from `dfn_pipeline_open` and not freed during the call.
+pub(crate) unsafe fn current(pipeline: *const dfn_pipeline) -> Result<Arc<Pipeline>, Failure> {
+    // SAFETY: the caller's promise.
+    Ok(unsafe { shared(pipeline) }?.current())
 }

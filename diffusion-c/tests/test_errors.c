@@ -1,9 +1,10 @@
-/* Everything that fails before a run starts, and structs of other sizes. Arguments: a model folder, and
- * a folder of broken ones. */
+/* Everything that fails before a run starts, and structs of other sizes. Arguments: a model folder, a
+ * folder of broken ones, and a LoRA of another family. */
 
 #include "check.h"
 
 #include <math.h>
+#include <stddef.h>
 #include <stdint.h>
 
 static dfn_pipeline *pipeline;
@@ -153,6 +154,14 @@ static void test_values(void)
     CHECK_REFUSED(DFN_INVALID_ARGUMENT, "scheduler", scheduler, "{\"_class_name\":");
     CHECK_REFUSED(DFN_UNSUPPORTED, "Nonesuch", scheduler, "{\"_class_name\": \"Nonesuch\"}");
     CHECK_REFUSED(DFN_INVALID_ARGUMENT, "scheduler", scheduler, "\xff");
+    CHECK_REFUSED(DFN_INVALID_ARGUMENT, "prompt_2", prompt_2, "\xff");
+    CHECK_REFUSED(DFN_INVALID_ARGUMENT, "negative_prompt_2", negative_prompt_2, "\xff");
+    CHECK_REFUSED(DFN_INVALID_ARGUMENT, "sizes.original", sizes.original_width, 64);
+    CHECK_REFUSED(DFN_INVALID_ARGUMENT, "sizes.target", sizes.target_height, 64);
+    CHECK_REFUSED(DFN_INVALID_ARGUMENT, "has_negative_sizes", negative_sizes.crop_top, 1);
+    CHECK_REFUSED(DFN_INVALID_ARGUMENT, "aesthetic_score", aesthetic_score, 10.5);
+    CHECK_REFUSED(DFN_INVALID_ARGUMENT, "negative_aesthetic_score", negative_aesthetic_score,
+                  (double)NAN);
 
     dfn_generate_params params = short_run();
     params.has_eta = 1;
@@ -212,14 +221,52 @@ static void test_struct_sizes(void)
     CHECK_FAILS(DFN_INVALID_ARGUMENT, "update the library",
                 dfn_generate_size(pipeline, &params.known, 0, &bytes, NULL, NULL));
 
-    dfn_generate_params same = short_run();
-    same.struct_size = sizeof same - 8;
-    CHECK_FAILS(DFN_INVALID_ARGUMENT, "struct_size", generate(&same));
+    /* A caller with the first header. */
+    dfn_generate_params old = short_run();
+    old.struct_size = offsetof(dfn_generate_params, prompt_2);
+    old.prompt_2 = "\xff";
+    old.aesthetic_score = -1.0;
+    CHECK_STATUS(DFN_OK, dfn_generate_size(pipeline, &old, 0, &bytes, NULL, NULL));
+    old.num_steps = 0;
+    CHECK_FAILS(DFN_INVALID_ARGUMENT, "num_steps", generate(&old));
+    old.struct_size -= 8;
+    CHECK_FAILS(DFN_INVALID_ARGUMENT, "struct_size", generate(&old));
+}
+
+static void test_changes(const char *other_family, const char *broken)
+{
+    char path[4096];
+    double scales[2] = {1.0, 1.0};
+    const char *paths[2] = {other_family, "no-such-lora.safetensors"};
+
+    CHECK_FAILS(DFN_INVALID_ARGUMENT, "pipeline", dfn_pipeline_set_loras(NULL, paths, scales, 1));
+    CHECK_FAILS(DFN_INVALID_ARGUMENT, "paths", dfn_pipeline_set_loras(pipeline, NULL, scales, 1));
+    CHECK_FAILS(DFN_INVALID_ARGUMENT, "count",
+                dfn_pipeline_set_loras(pipeline, paths, scales, SIZE_MAX));
+    CHECK_FAILS(DFN_INVALID_ARGUMENT, "kohya", dfn_pipeline_set_loras(pipeline, paths, NULL, 1));
+    CHECK_FAILS(DFN_NOT_FOUND, "no-such-lora", dfn_pipeline_set_loras(pipeline, paths, scales, 2));
+    paths[0] = NULL;
+    CHECK_FAILS(DFN_INVALID_ARGUMENT, "paths", dfn_pipeline_set_loras(pipeline, paths, scales, 1));
+    paths[0] = "\xff";
+    CHECK_FAILS(DFN_INVALID_ARGUMENT, "UTF-8", dfn_pipeline_set_loras(pipeline, paths, scales, 1));
+    snprintf(path, sizeof path, "%s/damaged/model_index.json", broken);
+    paths[0] = path;
+    CHECK_FAILS(DFN_FORMAT, "model_index", dfn_pipeline_set_loras(pipeline, paths, scales, 1));
+    CHECK_STATUS(DFN_OK, dfn_pipeline_set_loras(pipeline, NULL, NULL, 0));
+
+    CHECK_FAILS(DFN_INVALID_ARGUMENT, "pipeline", dfn_pipeline_clear_loras(NULL));
+    CHECK_STATUS(DFN_OK, dfn_pipeline_clear_loras(pipeline));
+
+    CHECK_FAILS(DFN_INVALID_ARGUMENT, "pipeline", dfn_pipeline_add_embedding(NULL, path, NULL));
+    CHECK_FAILS(DFN_INVALID_ARGUMENT, "path", dfn_pipeline_add_embedding(pipeline, NULL, NULL));
+    CHECK_FAILS(DFN_INVALID_ARGUMENT, "token", dfn_pipeline_add_embedding(pipeline, path, "\xff"));
+    CHECK_FAILS(DFN_FORMAT, "model_index", dfn_pipeline_add_embedding(pipeline, path, NULL));
+    CHECK_FAILS(DFN_NOT_FOUND, "nowhere", dfn_pipeline_add_embedding(pipeline, "nowhere.pt", "a"));
 }
 
 int main(int argc, char **argv)
 {
-    CHECK(argc == 3);
+    CHECK(argc == 4);
     memset(pixels, 0x5a, sizeof pixels);
     test_versions_and_names();
     test_open(argv[1], argv[2]);
@@ -228,6 +275,7 @@ int main(int argc, char **argv)
     test_values();
     test_pointers_and_memory();
     test_struct_sizes();
+    test_changes(argv[3], argv[2]);
     dfn_pipeline_free(pipeline);
     for (size_t i = 0; i < sizeof pixels; i++) {
         CHECK(pixels[i] == 0x5a);

@@ -1,8 +1,8 @@
 /* A prompt becomes a picture.
  *
- *     txt2img MODEL PROMPT OUTPUT.ppm [SEED]
+ *     txt2img MODEL PROMPT OUTPUT.ppm [SEED [LORA]]
  *
- * MODEL is a folder in the diffusers layout, such as examples/models/emoji.
+ * MODEL is a folder in the diffusers layout, such as examples/models/emoji, or one file; LORA is a file.
  */
 
 #include "diffusion.h"
@@ -93,8 +93,8 @@ static int generate(const dfn_pipeline *pipeline, const char *prompt, const char
 
 int main(int argc, char **argv)
 {
-    if (argc < 4 || argc > 5) {
-        fprintf(stderr, "usage: %s MODEL PROMPT OUTPUT.ppm [SEED]\n", argv[0]);
+    if (argc < 4 || argc > 6) {
+        fprintf(stderr, "usage: %s MODEL PROMPT OUTPUT.ppm [SEED [LORA]]\n", argv[0]);
         return EXIT_FAILURE;
     }
     dfn_pipeline *pipeline;
@@ -102,7 +102,13 @@ int main(int argc, char **argv)
     if (status != DFN_OK) {
         return report("open", status);
     }
-    int code = generate(pipeline, argv[2], argv[3], argc == 5 ? argv[4] : NULL);
+    const char *lora = argc > 5 ? argv[5] : NULL;
+    if (lora != NULL) {
+        status = dfn_pipeline_set_loras(pipeline, &lora, NULL, 1);
+    }
+    int code = status == DFN_OK
+                   ? generate(pipeline, argv[2], argv[3], argc > 4 ? argv[4] : NULL)
+                   : report("LoRA", status);
     dfn_pipeline_free(pipeline);
     return code;
 }

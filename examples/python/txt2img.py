@@ -22,6 +22,7 @@ def parse_args():
     add("prompt", help="what the picture shall show")
     add("--negative", default="", help="what it shall not show")
     add("--model", type=Path, default=EMOJI, help="a model folder in the diffusers layout")
+    add("--lora", type=Path, action="append", help="a LoRA at full strength; may be given again")
     add("--steps", type=int, default=25, help="number of steps")
     add("--guidance", type=float, default=5.0, help="how far the picture follows the prompt")
     add("--width", type=int, help="in pixels; the model's own if not given")
@@ -52,7 +53,9 @@ def show(progress):
 
 def main():
     args = parse_args()
-    pipe = diffusion_py.Pipeline.from_pretrained(args.model, dtype=args.dtype, device=args.device)
+    pipe = diffusion_py.Pipeline.from_pretrained(
+        args.model, dtype=args.dtype, device=args.device, loras=args.lora
+    )
     out = pipe.generate(
         args.prompt,
         args.negative,
