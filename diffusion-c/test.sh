@@ -45,9 +45,11 @@ g++ -std=c++11 "${strict[@]}" -o "$build/test_cpp" "$crate/tests/test_cpp.cpp" "
 # memory; everything else goes through valgrind, which sees the library's too.
 "$build/test_generate_asan" "$model" "$golden"
 if command -v valgrind >/dev/null; then
-    checked=(valgrind --quiet --error-exitcode=1 --leak-check=full --errors-for-leak-kinds=definite)
+    checked=(valgrind --quiet --error-exitcode=1 --leak-check=full
+        --show-leak-kinds=definite --errors-for-leak-kinds=definite)
     "${checked[@]}" "$build/test_errors" "$model" "$build/broken" "$other_family"
-    "${checked[@]}" "$build/test_changes" "$goldens"
+    # valgrind runs one thread at a time, so that workers would only wait.
+    RAYON_NUM_THREADS=1 "${checked[@]}" "$build/test_changes" "$goldens" brief
 else
     echo "valgrind: not here, left out"
 fi
