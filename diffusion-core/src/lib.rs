@@ -41,10 +41,11 @@ pub mod weights;
 pub use candle_core::{DType, Device, Tensor};
 pub use denoise::{Denoiser, NoiseSchedule, PredictionType};
 pub use error::{Error, ErrorKind, Result};
-pub use image::RgbImage;
+pub use image::{GrayImage, RgbImage};
 pub use model::{ControlNet, T2iAdapter, TextEncoder, Tokenizer, UNet, Vae};
 pub use pipeline::{
-    Conditioning, Control, GenerateRequest, Generated, PictureSizes, Pipeline, Progress, Warning,
+    Conditioning, Control, GenerateRequest, Generated, Hires, InitImage, MaskedContent,
+    PictureSizes, Pipeline, Progress, Upscaler, Warning,
 };
 pub use scheduler::{
     Ddim, DpmSolverMultistep, Euler, Scheduler, SigmaSchedule, Solver, Step, WithLevels,

@@ -23,6 +23,7 @@ import embeddings
 import equations
 import gradients
 import hub
+import images
 import ip_adapters
 import lcm
 import loras
@@ -70,6 +71,7 @@ def main():
         "runs": runs.make,
         "sdxl": sdxl.make,
         "lcm": lcm.make,
+        "images": images.make,
         "containers": containers.make,
         "controls": controls.make,
         "together": together.make,

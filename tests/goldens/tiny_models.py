@@ -86,6 +86,31 @@ def lcm(folder, emoji):
     write_index(folder, "LatentConsistencyModelPipeline", "LCMScheduler", texts=SD_TEXTS)
 
 
+def inpaint(folder, emoji):
+    """A model that sees the mask and what it leaves of the picture."""
+    more_channels(folder, emoji, "StableDiffusionInpaintPipeline", 4 + 1 + 4)
+
+
+def pix2pix(folder, emoji):
+    """A model that sees the picture that it is told to change."""
+    more_channels(folder, emoji, "StableDiffusionInstructPix2PixPipeline", 4 + 4)
+
+
+def more_channels(folder, emoji, pipeline, in_channels):
+    EulerDiscreteScheduler(**BASE, timestep_spacing="leading").save_pretrained(
+        folder / "scheduler"
+    )
+    write_tokenizer(folder / "tokenizer", emoji, SPECIAL_TOKENS)
+    text = text_encoder("quick_gelu", layers=2, bos=2046, eos=2047, pad=2047)
+    write_model(text, folder / "text_encoder")
+    narrow = {"block_out_channels": (8, 16), "norm_num_groups": 4}
+    unet = build(UNet2DConditionModel, **(SD_UNET | narrow), in_channels=in_channels)
+    write_model(unet, folder / "unet")
+    check(UNet2DConditionModel, folder / "unet", unet)
+    write_model(autoencoder(0.18215, (4, 8, 8, 8)), folder / "vae")
+    write_index(folder, pipeline, "EulerDiscreteScheduler", texts=SD_TEXTS)
+
+
 def sd21(folder, emoji):
     DPMSolverMultistepScheduler(
         **BASE, prediction_type="v_prediction", timestep_spacing="leading"
@@ -198,7 +223,15 @@ def write_xl_text(folder, emoji, special_tokens, suffix, cls, activation, width)
     check(cls, folder / f"text_encoder{suffix}", text)
 
 
-MODELS = {"sd15": sd15, "lcm": lcm, "sd21": sd21, "sdxl": sdxl, "refiner": refiner}
+MODELS = {
+    "sd15": sd15,
+    "lcm": lcm,
+    "inpaint": inpaint,
+    "pix2pix": pix2pix,
+    "sd21": sd21,
+    "sdxl": sdxl,
+    "refiner": refiner,
+}
 SD_TEXTS = {
     "text_encoder": ["transformers", "CLIPTextModel"],
     "tokenizer": ["transformers", "CLIPTokenizer"],

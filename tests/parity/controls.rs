@@ -322,10 +322,10 @@ fn pictures_are_resized_as_by_pillow() -> TestResult {
     let source = picture(&golden, "picture0")?;
     for (width, height) in [(96, 64), (33, 17), (70, 128), (140, 50), (1, 1)] {
         let expected = picture(&golden, &format!("{width}x{height}"))?;
-        let ours = media::resize(&source, width, height);
+        let ours = media::resize(&source, width, height, media::Resampling::Lanczos);
         assert!(ours == expected, "{width} x {height}");
     }
-    assert!(media::resize(&source, 70, 50) == source);
+    assert!(media::resize(&source, 70, 50, media::Resampling::Lanczos) == source);
     let grey: Vec<u8> = media::grey(&source)
         .pixels()
         .map(|pixel| pixel.0[0])

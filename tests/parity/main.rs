@@ -9,6 +9,7 @@ mod embeddings;
 mod full_size;
 mod full_size_ip_adapters;
 mod gradients;
+mod images;
 mod ip_adapters;
 mod loras;
 mod networks;

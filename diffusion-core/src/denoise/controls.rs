@@ -83,19 +83,19 @@ impl Controls<'_> {
     }
 
     /// What they add to a UNet's evaluation of `input` in a step, its number and how many there are; all take
-    /// part if it is not known. Under guidance the first half of the batch is without the prompt.
+    /// part if it is not known. The batch has several parts under guidance; the last is with the prompt.
     pub(super) fn residuals(
         &self,
         input: &UNetInput<'_>,
         step: Option<(usize, usize)>,
-        guided: bool,
+        parts: usize,
     ) -> Result<Option<UNetResiduals>> {
         let takes_part = |window: &Window| {
             step.is_none_or(|(index, num_steps)| window.contains(index, num_steps))
         };
         let mut sum = UNetResiduals::default();
         for control in self.nets.iter().filter(|c| takes_part(&c.window)) {
-            let residuals = control.residuals(input, guided)?;
+            let residuals = control.residuals(input, parts)?;
             sum.control = Some(match sum.control {
                 Some(others) => others.add(&residuals)?,
                 None => residuals,
@@ -103,7 +103,7 @@ impl Controls<'_> {
         }
         for control in self.features.iter().filter(|c| takes_part(&c.window)) {
             for (i, feature) in control.features.iter().enumerate() {
-                let feature = for_halves(feature, guided)?;
+                let feature = for_parts(feature, parts)?;
                 match sum.features.get_mut(i) {
                     Some(others) => *others = others.broadcast_add(&feature)?,
                     None => sum.features.push(feature),
@@ -116,17 +116,17 @@ impl Controls<'_> {
 }
 
 impl NetControl<'_> {
-    fn residuals(&self, input: &UNetInput<'_>, guided: bool) -> Result<ControlResiduals> {
+    fn residuals(&self, input: &UNetInput<'_>, parts: usize) -> Result<ControlResiduals> {
         let guess_mode = self.guess_mode || self.net.config().global_pool_conditions;
         let forward = |input: &UNetInput<'_>, hint: &Activation| {
             self.net.forward(input, hint, self.scale, guess_mode)
         };
-        if !(guess_mode && guided) {
-            return forward(input, &for_halves(&self.hint, guided)?);
+        if !guess_mode || parts == 1 {
+            return forward(input, &for_parts(&self.hint, parts)?);
         }
         let prompted = |tensor: &Tensor| {
-            let half = tensor.dim(0)? / 2;
-            Ok::<_, Error>(tensor.narrow(0, half, half)?)
+            let part = tensor.dim(0)? / parts;
+            Ok::<_, Error>(tensor.narrow(0, part * (parts - 1), part)?)
         };
         let time = |time: &TextTime| {
             Ok::<_, Error>(TextTime {
@@ -134,7 +134,7 @@ impl NetControl<'_> {
                 time_ids: prompted(&time.time_ids)?,
             })
         };
-        let half = forward(
+        let residuals = forward(
             &UNetInput {
                 sample: &prompted(input.sample)?,
                 encoder_hidden_states: &prompted(input.encoder_hidden_states)?,
@@ -143,10 +143,11 @@ impl NetControl<'_> {
             },
             &self.hint,
         )?;
-        half.map(|residual| {
+        residuals.map(|residual| {
             let prompted = residual.tensor();
-            let both = Tensor::cat(&[&prompted.zeros_like()?, prompted], 0)?;
-            Ok(Activation::new(both))
+            let mut rows = vec![prompted.zeros_like()?; parts - 1];
+            rows.push(prompted.clone());
+            Ok(Activation::new(Tensor::cat(&rows, 0)?))
         })
     }
 }
@@ -156,12 +157,12 @@ fn is_for_each(rows: &Activation) -> bool {
     rows.dims()[0] > 1
 }
 
-/// The rows for both halves of a batch under guidance.
-fn for_halves(rows: &Activation, guided: bool) -> Result<Activation> {
-    match guided && is_for_each(rows) {
+/// The rows for all parts of a batch under guidance.
+fn for_parts(rows: &Activation, parts: usize) -> Result<Activation> {
+    match parts > 1 && is_for_each(rows) {
         true => {
-            let half = rows.tensor();
-            Ok(Activation::new(Tensor::cat(&[half, half], 0)?))
+            let rows = Tensor::cat(&vec![rows.tensor(); parts], 0)?;
+            Ok(Activation::new(rows))
         }
         false => Ok(rows.clone()),
     }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use candle_core::{D, DType, Tensor};
 
-use super::{Controls, Denoiser, Estimate, ImagePrompt, NoiseSchedule};
+use super::{Channels, Controls, Denoiser, Estimate, Guidance, ImagePrompt, NoiseSchedule};
 use crate::config::PerLevel;
 use crate::error::{Error, Result};
 use crate::model::{TextTime, UNet, UNetInput};
@@ -92,32 +92,73 @@ pub(super) fn rows_of(tensor: &Tensor, images: &Range<usize>, num_images: usize)
 }
 
 /// A UNet with its conditioning and classifier-free guidance: one batched call an evaluation, and no
-/// second half where the guidance scale is at most 1 or the model has guidance distilled in.
-///
-/// Source: Ho and Salimans, "Classifier-Free Diffusion Guidance", 2022, equation 6, with the scale
-/// counted as `1 + w`.
+/// second half where guidance is off or the model has guidance distilled in.
 #[derive(Debug)]
 pub struct Guided<'a> {
     unet: &'a UNet,
     noise: &'a NoiseSchedule,
-    guidance_scale: Option<f64>,
-    context: Tensor,
-    text_time: Option<TextTime>,
+    guidance: Guidance,
+    needs_unconditional: bool,
+    /// With the prompt alone.
+    prompted: Parts,
+    /// With the answers that guidance leads away from, where it is ever on.
+    all: Option<Parts>,
     timestep_cond: Option<Tensor>,
-    image_attention: ImageAttention,
     controls: Controls<'a>,
     /// The number of the step and how many there are, once a run says so.
     step: Option<(usize, usize)>,
 }
 
-impl<'a> Guided<'a> {
-    /// Whether a model is asked twice, with the prompt and without: at guidance scales above 1, or where the
-    /// scheduler needs both answers.
-    pub fn is_guided(unet: &UNet, guidance_scale: f64, needs_unconditional: bool) -> bool {
-        let is_distilled = unet.config().time_cond_proj_dim.is_some();
-        (guidance_scale > 1.0 || needs_unconditional) && !is_distilled
-    }
+/// What a UNet is told in one call: for each of several answers a row for each picture of the batch. The last
+/// answer is the one with the prompt.
+#[derive(Debug)]
+struct Parts {
+    count: usize,
+    context: Tensor,
+    text_time: Option<TextTime>,
+    image_attention: ImageAttention,
+    channels: Option<Tensor>,
+}
 
+impl Parts {
+    fn new(
+        conditioning: &Conditioning,
+        channels: Option<&Channels>,
+        count: usize,
+        batch: usize,
+    ) -> Result<Self> {
+        let mut image_attention = ImageAttention::default();
+        for prompt in &conditioning.image_prompts {
+            prompt.attend(count, batch, &mut image_attention)?;
+        }
+        let time = |positive: &TextTime| {
+            let negative = conditioning.negative_text_time.as_ref();
+            let of = |part: fn(&TextTime) -> &Tensor| {
+                parts_of(part(positive), negative.map(part), count, batch)
+            };
+            Ok::<_, Error>(TextTime {
+                text_embeds: of(|t| &t.text_embeds)?,
+                time_ids: of(|t| &t.time_ids)?,
+            })
+        };
+        Ok(Self {
+            count,
+            context: parts_of(
+                &conditioning.prompt_embeds,
+                conditioning.negative_prompt_embeds.as_ref(),
+                count,
+                batch,
+            )?,
+            text_time: conditioning.text_time.as_ref().map(time).transpose()?,
+            image_attention,
+            channels: channels
+                .map(|channels| channels.parts(count, batch))
+                .transpose()?,
+        })
+    }
+}
+
+impl<'a> Guided<'a> {
     /// Prepares the conditioning for a batch of latents.
     ///
     /// # Errors
@@ -127,47 +168,31 @@ impl<'a> Guided<'a> {
         unet: &'a UNet,
         noise: &'a NoiseSchedule,
         conditioning: &Conditioning,
-        guidance_scale: f64,
+        channels: Option<&Channels>,
+        guidance: &Guidance,
         needs_unconditional: bool,
         batch: usize,
     ) -> Result<Self> {
-        let distilled = unet.config().time_cond_proj_dim;
-        let guided = Self::is_guided(unet, guidance_scale, needs_unconditional);
         check_width(unet, &conditioning.prompt_embeds)?;
-        let halves = if guided { 2 } else { 1 };
         let device = conditioning.prompt_embeds.device();
-        let mut image_attention = ImageAttention::default();
-        for prompt in &conditioning.image_prompts {
-            prompt.attend(halves, batch, &mut image_attention)?;
-        }
+        let guided = guidance.is_on(unet, needs_unconditional);
+        let count = match channels {
+            Some(Channels::Picture(_)) => 3,
+            _ => 2,
+        };
+        let distilled = unet.config().time_cond_proj_dim;
         Ok(Self {
             unet,
             noise,
-            guidance_scale: guided.then_some(guidance_scale),
-            context: halves_of(
-                &conditioning.prompt_embeds,
-                conditioning.negative_prompt_embeds.as_ref(),
-                halves,
-                batch,
-            )?,
-            text_time: conditioning
-                .text_time
-                .as_ref()
-                .map(|positive| {
-                    let negative = conditioning.negative_text_time.as_ref();
-                    let of = |part: fn(&TextTime) -> &Tensor| {
-                        halves_of(part(positive), negative.map(part), halves, batch)
-                    };
-                    Ok::<_, Error>(TextTime {
-                        text_embeds: of(|t| &t.text_embeds)?,
-                        time_ids: of(|t| &t.time_ids)?,
-                    })
-                })
+            guidance: guidance.clone(),
+            needs_unconditional,
+            prompted: Parts::new(conditioning, channels, 1, batch)?,
+            all: guided
+                .then(|| Parts::new(conditioning, channels, count, batch))
                 .transpose()?,
             timestep_cond: distilled
-                .map(|dim| guidance_embedding(guidance_scale, batch, dim, device))
+                .map(|dim| guidance_embedding(guidance.scale, batch, dim, device))
                 .transpose()?,
-            image_attention,
             controls: Controls::default(),
             step: None,
         })
@@ -177,6 +202,36 @@ impl<'a> Guided<'a> {
     /// [`begin_step`](Denoiser::begin_step) on; before, all do.
     pub fn with_controls(self, controls: Controls<'a>) -> Self {
         Self { controls, ..self }
+    }
+
+    /// What the UNet says, for each of `parts` one after another.
+    fn outputs(
+        &self,
+        latents: &Tensor,
+        sigma: f64,
+        timestep: f64,
+        parts: &Parts,
+    ) -> Result<Tensor> {
+        let scaled = (latents * self.noise.input_scale(sigma))?;
+        let sample = Tensor::cat(&vec![&scaled; parts.count], 0)?;
+        let timesteps = [timestep];
+        let input = UNetInput {
+            text_time: parts.text_time.as_ref(),
+            timestep_cond: self.timestep_cond.as_ref(),
+            image_attention: Some(&parts.image_attention),
+            ..UNetInput::new(&sample, &timesteps, &parts.context)
+        };
+        let residuals = self.controls.residuals(&input, self.step, parts.count)?;
+        let with_channels = match &parts.channels {
+            Some(channels) => &Tensor::cat(&[&sample, channels], 1)?,
+            None => &sample,
+        };
+        let output = self.unet.forward(&UNetInput {
+            sample: with_channels,
+            residuals: residuals.as_ref(),
+            ..input
+        })?;
+        Ok(output.to_dtype(DType::F32)?)
     }
 }
 
@@ -193,25 +248,36 @@ fn check_width(unet: &UNet, prompt_embeds: &Tensor) -> Result<()> {
     }
 }
 
-/// The negative half, if wanted, then the positive, each repeated for the batch.
-pub(super) fn halves_of(
+/// The negative parts, if any, then the positive, each repeated for the batch.
+pub(super) fn parts_of(
     positive: &Tensor,
     negative: Option<&Tensor>,
-    halves: usize,
+    count: usize,
     batch: usize,
 ) -> Result<Tensor> {
     let positive = repeated(positive, batch)?;
-    if halves == 1 {
+    if count == 1 {
         return Ok(positive);
     }
     let negative = negative.ok_or_else(|| {
         let expected = "the conditioning of a negative prompt, for guidance above 1";
         Error::argument("conditioning", expected, "none")
     })?;
-    Ok(Tensor::cat(&[&repeated(negative, batch)?, &positive], 0)?)
+    let mut parts = vec![repeated(negative, batch)?; count - 1];
+    parts.push(positive);
+    Ok(Tensor::cat(&parts, 0)?)
 }
 
-fn repeated(tensor: &Tensor, batch: usize) -> Result<Tensor> {
+/// The rows of some of `num_images` pictures, repeated where there is one row for all.
+pub(crate) fn row_for_each(
+    tensor: &Tensor,
+    images: &Range<usize>,
+    num_images: usize,
+) -> Result<Tensor> {
+    repeated(&rows_of(tensor, images, num_images)?, images.len())
+}
+
+pub(super) fn repeated(tensor: &Tensor, batch: usize) -> Result<Tensor> {
     let mut dims = tensor.dims().to_vec();
     match dims.first_mut() {
         Some(first) if *first == batch => Ok(tensor.clone()),
@@ -236,36 +302,20 @@ impl Denoiser for Guided<'_> {
     }
 
     fn denoise(&mut self, latents: &Tensor, sigma: f64, timestep: f64) -> Result<Estimate> {
-        let mut sample = (latents * self.noise.input_scale(sigma))?;
-        if self.guidance_scale.is_some() {
-            sample = Tensor::cat(&[&sample, &sample], 0)?;
-        }
-        let timesteps = [timestep];
-        let input = UNetInput {
-            text_time: self.text_time.as_ref(),
-            timestep_cond: self.timestep_cond.as_ref(),
-            image_attention: Some(&self.image_attention),
-            ..UNetInput::new(&sample, &timesteps, &self.context)
-        };
-        let guided = self.guidance_scale.is_some();
-        let residuals = self.controls.residuals(&input, self.step, guided)?;
-        let output = self.unet.forward(&UNetInput {
-            residuals: residuals.as_ref(),
-            ..input
-        })?;
-        let output = output.to_dtype(DType::F32)?;
-        let Some(scale) = self.guidance_scale else {
-            let denoised = self.noise.denoised(latents, &output, sigma)?;
+        let is_guided = self.guidance.scale_at(self.step) > 1.0 || self.needs_unconditional;
+        let (Some(all), true) = (&self.all, is_guided) else {
+            let output = self.outputs(latents, sigma, timestep, &self.prompted)?;
             return Ok(Estimate {
-                denoised,
+                denoised: self.noise.denoised(latents, &output, sigma)?,
                 unconditional: None,
             });
         };
-        let halves = output.chunk(2, 0)?;
-        let guided = (&halves[0] + ((&halves[1] - &halves[0])? * scale)?)?;
+        let outputs = self.outputs(latents, sigma, timestep, all)?;
+        let outputs = outputs.chunk(all.count, 0)?;
+        let guided = self.guidance.combine(&outputs, self.step)?;
         Ok(Estimate {
             denoised: self.noise.denoised(latents, &guided, sigma)?,
-            unconditional: Some(self.noise.denoised(latents, &halves[0], sigma)?),
+            unconditional: Some(self.noise.denoised(latents, &outputs[0], sigma)?),
         })
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 
-use super::guidance::{halves_of, rows_of};
+use super::guidance::{parts_of, rows_of};
 use crate::error::Result;
 use crate::model::{IpAdapter, IpAdapterScale};
 use crate::nn::ImageAttention;
@@ -38,15 +38,15 @@ impl ImagePrompt {
         })
     }
 
-    /// Adds keys and values for the negative half, if wanted, and the positive.
+    /// Adds keys and values for the negative parts, if any, and the positive.
     pub(super) fn attend(
         &self,
-        halves: usize,
+        count: usize,
         batch: usize,
         attention: &mut ImageAttention,
     ) -> Result<()> {
         let negative = self.negative_tokens.as_ref();
-        let tokens = halves_of(&self.tokens, negative, halves, batch)?;
+        let tokens = parts_of(&self.tokens, negative, count, batch)?;
         self.adapter.attend(&tokens, &self.scale, attention)
     }
 }

@@ -1,17 +1,24 @@
 //! From noisy latents to an estimate of the clean ones.
 
+mod channels;
 mod controls;
 mod guidance;
 mod image_prompt;
+mod inpaint;
 mod noise_config;
+mod scales;
 mod schedule;
 
 use candle_core::Tensor;
 
+pub use channels::Channels;
 pub use controls::{Controls, FeatureControl, NetControl, Window};
+pub(crate) use guidance::row_for_each;
 pub use guidance::{Conditioning, Guided};
 pub use image_prompt::ImagePrompt;
+pub use inpaint::Inpaint;
 pub use noise_config::{BetaSchedule, NoiseForm, NoiseScheduleConfig, PredictionType};
+pub use scales::Guidance;
 pub use schedule::{NoiseSchedule, ZERO_SNR_SIGMA};
 pub(crate) use schedule::{flow_to_sigma, shifted};
 

@@ -1,13 +1,19 @@
 //! Pictures to tensors and back.
 
 mod clip;
+mod fill;
+mod fit;
+mod mask;
 mod resample;
 
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 
 pub use clip::to_clip;
-pub use resample::resize;
+pub use fill::{Margins, extend, fill};
+pub use fit::{ResizeMode, fit};
+pub use mask::{Region, blur, composite, crop_region};
+pub use resample::{Resampling, resize};
 
 use crate::error::{Error, Result};
 

@@ -47,16 +47,38 @@ const LANCZOS: Kernel = Kernel {
     },
 };
 
-/// The picture in another size, as by Pillow's `Image.resize` with `Resampling.LANCZOS`, which diffusers prepares
-/// pictures with. Of no pixels it makes black ones.
-pub fn resize(picture: &RgbImage, width: u32, height: u32) -> RgbImage {
+/// Straight lines between pixels.
+const BILINEAR: Kernel = Kernel {
+    reach: 1.0,
+    weight: |x| (1.0 - x.abs()).max(0.0),
+};
+
+/// Pillow's filters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Resampling {
+    /// The nearest pixel.
+    Nearest,
+    /// Straight lines between pixels.
+    Bilinear,
+    /// Cubic curves.
+    Bicubic,
+    /// Windowed sines with three lobes, which diffusers prepares pictures with.
+    #[default]
+    Lanczos,
+}
+
+/// The picture in another size, as by Pillow's `Image.resize`. Of no pixels it makes black ones.
+pub fn resize(picture: &RgbImage, width: u32, height: u32, resampling: Resampling) -> RgbImage {
     let filter = |len: u32, new_len: u32| {
-        Filter::new(
-            &LANCZOS,
-            len as usize,
-            new_len as usize,
-            0..new_len as usize,
-        )
+        let (len, new_len) = (len as usize, new_len as usize);
+        let kernel = match resampling {
+            Resampling::Nearest => return Filter::nearest(len, new_len),
+            Resampling::Bilinear => &BILINEAR,
+            Resampling::Bicubic => &BICUBIC,
+            Resampling::Lanczos => &LANCZOS,
+        };
+        Filter::new(kernel, len, new_len, 0..new_len)
     };
     if picture.is_empty() || width == 0 || height == 0 {
         return RgbImage::new(width, height);
@@ -82,6 +104,15 @@ impl Filter {
             true => (at, vec![1 << PRECISION]),
             false => kernel.window(len, ratio, (at as f64 + 0.5) * ratio),
         });
+        Self {
+            taps: taps.collect(),
+        }
+    }
+
+    fn nearest(len: usize, new_len: usize) -> Self {
+        let ratio = len as f64 / new_len as f64;
+        let taps =
+            (0..new_len).map(|at| (((at as f64 + 0.5) * ratio) as usize, vec![1 << PRECISION]));
         Self {
             taps: taps.collect(),
         }
@@ -170,15 +201,16 @@ mod tests {
         let red = image::Rgb([255, 0, 128]);
         for (width, height) in [(1, 100_000), (100_000, 1), (1, 1)] {
             let picture = RgbImage::from_pixel(width, height, red);
-            let resized = resize(&picture, 40, 8);
+            let resized = resize(&picture, 40, 8, Resampling::Lanczos);
             assert!(resized.pixels().all(|pixel| *pixel == red));
         }
         for (width, height) in [(0, 0), (0, 5), (5, 0)] {
             assert_eq!(
-                resize(&RgbImage::new(width, height), 3, 2),
+                resize(&RgbImage::new(width, height), 3, 2, Resampling::Nearest),
                 RgbImage::new(3, 2)
             );
-            assert_eq!(resize(&RgbImage::new(3, 2), width, height).len(), 0);
+            let none = resize(&RgbImage::new(3, 2), width, height, Resampling::Lanczos);
+            assert_eq!(none.len(), 0);
         }
     }
 }

@@ -6,21 +6,18 @@ use std::sync::Arc;
 use candle_core::{DType, Tensor};
 use serde_json::Value;
 
-use super::request::SchedulerChoice;
+use super::request::{InitImage, SchedulerChoice};
 use super::{GenerateRequest, Pipeline};
 use crate::denoise::{NoiseSchedule, NoiseScheduleConfig};
 use crate::error::{Error, Result};
 use crate::rng::random_seed;
-use crate::scheduler::{self, Sampler, Scheduler};
-
-/// Far beyond any use, and far below what f32 holds.
-const MAX_GUIDANCE: f64 = 1e6;
+use crate::scheduler::{self, Scheduler};
 
 /// The scale of aesthetic scores.
 const MAX_SCORE: f64 = 10.0;
 
 /// The longest side of a picture, in pixels.
-const MAX_SIDE: usize = 1 << 16;
+pub(super) const MAX_SIDE: usize = 1 << 16;
 
 /// The most pictures of one request.
 const MAX_IMAGES: usize = 1 << 20;
@@ -32,21 +29,26 @@ pub(super) struct Checked {
     pub(super) seeds: Vec<u64>,
     pub(super) scheduler: Arc<dyn Scheduler>,
     pub(super) noise: NoiseSchedule,
+    /// The latents to go on from.
     pub(super) latents: Option<Tensor>,
+    /// The noise in place of the seeds'.
+    pub(super) given_noise: Option<Tensor>,
     pub(super) steps: Range<usize>,
+    /// Whether the run starts from noise alone, whatever pictures it has.
+    pub(super) from_noise: bool,
 }
 
 impl Pipeline {
-    /// `(width, height)` of a request's pictures: its own, that of its latents, or the default.
+    /// `(width, height)` of a request's run: its own, that of its latents or noise, that of its picture, rounded
+    /// down to multiples of the autoencoder's factor, or the model's default.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for sides that are not multiples of the autoencoder's factor.
     pub fn image_size(&self, request: &GenerateRequest) -> Result<(usize, usize)> {
         let factor = self.vae.downscale();
-        let default = match request.latents.as_ref().map(Tensor::dims) {
-            Some(&[_, _, height, width]) => (width * factor, height * factor),
-            _ => self.default_size(),
-        };
+        let default = self
+            .own_size(request)
+            .unwrap_or_else(|| self.default_size());
         let size = (
             request.width.unwrap_or(default.0),
             request.height.unwrap_or(default.1),
@@ -66,7 +68,6 @@ impl Pipeline {
         let GenerateRequest {
             num_images,
             batch_size,
-            guidance_scale,
             ..
         } = *request;
         for (name, value) in [("num_images", num_images), ("batch_size", batch_size)] {
@@ -79,10 +80,8 @@ impl Pipeline {
             let expected = format!("1 to {max_steps}, the timesteps of the model");
             return Err(Error::argument("num_steps", expected, request.num_steps));
         }
-        if !(0.0..=MAX_GUIDANCE).contains(&guidance_scale) {
-            let expected = format!("a number from 0 to {MAX_GUIDANCE}");
-            return Err(Error::argument("guidance_scale", expected, guidance_scale));
-        }
+        request.guidance.check()?;
+        request.check_variation()?;
         if let Some(eta) = request.eta.filter(|eta| !(0.0..=1.0).contains(eta)) {
             return Err(Error::argument("eta", "0 to 1", eta));
         }
@@ -94,65 +93,74 @@ impl Pipeline {
                 return Err(Error::argument(name, format!("0 to {MAX_SCORE}"), score));
             }
         }
-        let (channels, expected) = (self.unet.config().in_channels, self.vae.latent_channels());
-        if channels != expected {
-            return Err(Error::unsupported(
-                format!("txt2img with a UNet of {channels} input channels"),
-                format!("it takes models of {expected}; others need a picture too"),
-            ));
-        }
+        self.check_pictures(request)?;
         self.check_image_prompts(request)?;
         self.check_controls(request)?;
         let (width, height) = self.image_size(request)?;
         let has_controls = !request.controls.is_empty();
         self.check_memory(width, height, batch_size.min(num_images), has_controls)?;
-        let latents = self.check_latents(request, width, height)?;
+        let latents =
+            self.check_latents("latents", request.latents.as_ref(), request, width, height)?;
+        let noise = self.check_latents("noise", request.noise.as_ref(), request, width, height)?;
+        let init = match &request.image {
+            Some(InitImage::Latents(latents)) => Some(latents),
+            _ => None,
+        };
+        self.check_latents("image", init, request, width, height)?;
+        let (latents, given_noise) = match (latents, noise) {
+            (Some(_), Some(_)) => {
+                let expected = "latents or noise, which are the same without denoising_start";
+                return Err(Error::argument("noise", expected, "both"));
+            }
+            (latents, noise) if request.denoising_start.is_some() => (latents, noise),
+            (latents, noise) => (None, latents.or(noise)),
+        };
         let (scheduler, noise) = self.resolve_scheduler(request)?;
-        let steps = request.steps(&*scheduler, &noise)?;
+        let plan = self.plan(request, scheduler, &noise)?;
         let first = request.seed.unwrap_or_else(random_seed);
+        // Where another seed varies a picture, that one counts up.
+        let counts_up = request.variation.is_none();
         let seeds = (0..num_images as u64)
-            .map(|i| first.wrapping_add(i))
+            .map(|i| first.wrapping_add(if counts_up { i } else { 0 }))
             .collect();
         Ok(Checked {
             width,
             height,
             seeds,
-            scheduler,
+            scheduler: plan.scheduler,
             noise,
             latents,
-            steps,
+            given_noise,
+            steps: plan.steps,
+            from_noise: plan.from_noise,
         })
     }
 
+    /// Latents of a request, of one row for each picture, or of one for all where they are not what a run goes
+    /// on from.
     fn check_latents(
         &self,
+        name: &'static str,
+        latents: Option<&Tensor>,
         request: &GenerateRequest,
         width: usize,
         height: usize,
     ) -> Result<Option<Tensor>> {
-        let Some(latents) = &request.latents else {
+        let Some(latents) = latents else {
             return Ok(None);
         };
         let factor = self.vae.downscale();
         let channels = self.vae.latent_channels();
-        let expected = [
-            request.num_images,
-            channels,
-            height / factor,
-            width / factor,
-        ];
-        if latents.dims() != expected {
+        let expected = |rows| [rows, channels, height / factor, width / factor];
+        let each = expected(request.num_images);
+        if latents.dims() != each && (name == "latents" || latents.dims() != expected(1)) {
             let found = format!("{:?}", latents.dims());
-            return Err(Error::argument(
-                "latents",
-                format!("shape {expected:?}"),
-                found,
-            ));
+            return Err(Error::argument(name, format!("shape {each:?}"), found));
         }
         let latents = latents.to_device(&self.device)?.to_dtype(DType::F32)?;
         let sum = latents.sum_all()?.to_scalar::<f32>()?;
         if !sum.is_finite() {
-            return Err(Error::argument("latents", "finite values", sum));
+            return Err(Error::argument(name, "finite values", sum));
         }
         Ok(Some(latents))
     }
@@ -194,54 +202,5 @@ impl Pipeline {
                 (scheduler::from_config(&merged)?, noise)
             }
         })
-    }
-}
-
-impl GenerateRequest {
-    pub(super) fn sampler<'a>(
-        &self,
-        scheduler: &'a dyn Scheduler,
-        schedule: &'a NoiseSchedule,
-    ) -> Sampler<'a> {
-        Sampler {
-            scheduler,
-            schedule,
-            num_steps: self.num_steps,
-            eta: self.eta,
-        }
-    }
-
-    /// Which steps of the plan the run takes.
-    fn steps(&self, scheduler: &dyn Scheduler, noise: &NoiseSchedule) -> Result<Range<usize>> {
-        let (start, end) = (self.denoising_start, self.denoising_end);
-        for (name, share) in [("denoising_start", start), ("denoising_end", end)] {
-            if let Some(share) = share.filter(|share| !(0.0..=1.0).contains(share)) {
-                return Err(Error::argument(name, "0 to 1", share));
-            }
-        }
-        if start.is_some() && self.latents.is_none() {
-            let expected = "the latents that a run with denoising_end left, for denoising_start";
-            return Err(Error::argument("latents", expected, "none"));
-        }
-        let sampler = self.sampler(scheduler, noise);
-        let step_at = |share: f64| sampler.step_at(share);
-        let first = start.map_or(Ok(0), step_at)?;
-        let end_step = match end {
-            Some(share) => step_at(share)?,
-            None => sampler.sigmas()?.len() - 1,
-        };
-        match first < end_step {
-            true => Ok(first..end_step),
-            false => {
-                let expected =
-                    "a share that leaves steps to do; ask for more steps or another share";
-                let found = format!("{start:?} to {end:?} of {} steps", self.num_steps);
-                Err(Error::argument(
-                    "denoising_start to denoising_end",
-                    expected,
-                    found,
-                ))
-            }
-        }
     }
 }

@@ -10,7 +10,7 @@ use super::{GenerateRequest, Pipeline};
 use crate::denoise::{Controls, FeatureControl, NetControl, Window};
 use crate::device::check_weights_dtype;
 use crate::error::{Error, Result};
-use crate::media;
+use crate::media::{self, Resampling};
 use crate::model::{ControlNet, ControlNetConfig, T2iAdapter, T2iAdapterConfig};
 use crate::nn::{Activation, upsample_nearest};
 use crate::weights::{Checkpoint, ComponentKind};
@@ -220,7 +220,8 @@ impl ControlImage {
     /// `(1 or num_images, channels, height, width)`, f32 in `[0, 1]`.
     fn to_tensor(&self, size: (usize, usize), channels: usize, device: &Device) -> Result<Tensor> {
         let (width, height) = size;
-        let resized = |picture| media::resize(picture, width as u32, height as u32);
+        let resized =
+            |picture| media::resize(picture, width as u32, height as u32, Resampling::Lanczos);
         match self {
             Self::Rgb(picture) if channels == 1 => {
                 let grey = resized(&media::grey(picture));

@@ -2,15 +2,21 @@
 
 mod adapters;
 mod builder;
+mod canvas;
 mod check;
+mod check_pictures;
 mod controls;
 mod image_encoder;
 mod image_prompts;
 mod memory;
+mod passes;
+mod plan;
 mod prompt;
 mod request;
 mod run;
 mod shared;
+mod start;
+mod variation;
 
 use std::fmt;
 use std::ops::{ControlFlow, Range};
@@ -27,7 +33,7 @@ pub use controls::{Control, ControlImage, ControlModel};
 pub use image_encoder::ImageEncoderFiles;
 use image_prompts::Sight;
 pub use image_prompts::{ImageEmbeds, IpAdapterImage};
-pub use request::{GenerateRequest, PictureSizes};
+pub use request::{GenerateRequest, Hires, InitImage, MaskedContent, PictureSizes, Upscaler};
 pub use run::Sampled;
 pub use shared::SharedPipeline;
 
@@ -149,6 +155,8 @@ pub enum Warning {
     },
     /// The autoencoder overflowed in half precision and was asked again in f32.
     DecodedInF32,
+    /// The autoencoder overflowed in half precision, and a picture was encoded again in f32.
+    EncodedInF32,
 }
 
 impl fmt::Display for Warning {
@@ -169,6 +177,9 @@ impl fmt::Display for Warning {
                     "the {which} is longer than {limit} tokens; left out: {dropped:?}"
                 )
             }
+            Self::EncodedInF32 => f.write_str(
+                "the autoencoder overflowed in half precision; a picture was encoded again in f32",
+            ),
             Self::DecodedInF32 => f.write_str(
                 "the autoencoder overflowed in half precision; the picture was decoded again in f32",
             ),
@@ -191,6 +202,10 @@ pub struct Timings {
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Progress<'a> {
+    /// The pass over the pictures, from 0: the second is that of [`Hires`].
+    pub pass: usize,
+    /// How many passes there are.
+    pub num_passes: usize,
     /// Steps of this batch that are done, from 1.
     pub step: usize,
     /// Steps of each batch.
@@ -208,10 +223,11 @@ pub struct Progress<'a> {
 }
 
 impl Progress<'_> {
-    /// The share of the whole request's steps that is done, from 0 to 1.
+    /// The share of the whole request's steps that is done, from 0 to 1; passes count alike.
     pub fn fraction(&self) -> f64 {
         let done = self.images.start * self.num_steps + self.images.len() * self.step;
-        done as f64 / (self.num_images * self.num_steps) as f64
+        let share = done as f64 / (self.num_images * self.num_steps) as f64;
+        (self.pass as f64 + share) / self.num_passes as f64
     }
 }
 

@@ -5,7 +5,6 @@ use candle_core::{D, DType, Tensor};
 use super::check::Checked;
 use super::request::PictureSizes;
 use super::{Conditioning, GenerateRequest, Pipeline, Warning};
-use crate::denoise::Guided;
 use crate::error::{Error, Result};
 use crate::model::{TextTime, Tokenizer};
 
@@ -41,7 +40,7 @@ impl Pipeline {
         checked: &Checked,
     ) -> Result<(Conditioning, Vec<Warning>)> {
         let needs_unconditional = checked.scheduler.needs_unconditional();
-        let is_guided = Guided::is_guided(&self.unet, request.guidance_scale, needs_unconditional);
+        let is_guided = request.guidance.is_on(&self.unet, needs_unconditional);
         let mut warnings = Vec::new();
         let positive = Texts {
             first: &request.prompt,

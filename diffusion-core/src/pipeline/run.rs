@@ -6,11 +6,13 @@ use std::time::Instant;
 use candle_core::{DType, Tensor};
 use image::RgbImage;
 
+use super::canvas::Canvas;
 use super::check::Checked;
+use super::start::Start;
 use super::{
     Conditioning, GenerateRequest, Generated, Pipeline, Progress, ProgressFn, Timings, Warning,
 };
-use crate::denoise::Guided;
+use crate::denoise::{Denoiser, Guided, Inpaint, row_for_each};
 use crate::error::{Error, Result};
 use crate::media;
 use crate::rng::{BrownianNoise, ImageRngs, NoiseKind, NoiseSource};
@@ -58,14 +60,11 @@ impl Pipeline {
             mut timings,
         } = self.generate_latents(request, progress)?;
         let start = Instant::now();
+        let canvas = Canvas::new(request, self.image_size(request)?);
         let mut images = Vec::with_capacity(seeds.len());
-        for i in (0..seeds.len()).step_by(request.batch_size) {
-            let count = request.batch_size.min(seeds.len() - i);
-            let (decoded, more) = self.decode(&latents.narrow(0, i, count)?)?;
-            images.extend(decoded);
-            warnings.extend(more);
+        for picture in self.decode_batches(&latents, request.batch_size, &mut warnings)? {
+            images.push(canvas.finish(images.len(), picture));
         }
-        warnings.dedup();
         timings.decode = start.elapsed();
         Ok(Generated {
             images,
@@ -75,7 +74,26 @@ impl Pipeline {
         })
     }
 
-    /// The run without its last stage: prompt and steps.
+    /// Pictures from latents, some at once.
+    pub(super) fn decode_batches(
+        &self,
+        latents: &Tensor,
+        batch_size: usize,
+        warnings: &mut Vec<Warning>,
+    ) -> Result<Vec<RgbImage>> {
+        let num_images = latents.dim(0)?;
+        let mut images = Vec::with_capacity(num_images);
+        for first in (0..num_images).step_by(batch_size) {
+            let count = batch_size.min(num_images - first);
+            let (decoded, more) = self.decode(&latents.narrow(0, first, count)?)?;
+            images.extend(decoded);
+            warnings.extend(more);
+        }
+        warnings.dedup();
+        Ok(images)
+    }
+
+    /// The run without its last stage: prompt and steps, in both passes of a request that has two.
     ///
     /// # Errors
     /// As [`generate_with`](Self::generate_with).
@@ -84,11 +102,23 @@ impl Pipeline {
         request: &GenerateRequest,
         progress: &mut ProgressFn<'_>,
     ) -> Result<Sampled> {
+        match &request.hires {
+            Some(hires) => self.two_passes(request, hires, progress),
+            None => self.one_pass(request, progress),
+        }
+    }
+
+    pub(super) fn one_pass(
+        &self,
+        request: &GenerateRequest,
+        progress: &mut ProgressFn<'_>,
+    ) -> Result<Sampled> {
         let checked = self.check(request)?;
         let start = Instant::now();
-        let (conditioning, warnings) = self.encode_checked(request, &checked)?;
+        let (conditioning, mut warnings) = self.encode_checked(request, &checked)?;
         let encode = start.elapsed();
         let sampled = self.sample_checked(&conditioning, request, checked, progress)?;
+        warnings.extend(sampled.warnings);
         Ok(Sampled {
             warnings,
             timings: Timings {
@@ -99,7 +129,7 @@ impl Pipeline {
         })
     }
 
-    /// The middle stage: from noise to clean latents under a conditioning, of one row for all pictures or of
+    /// The middle stage: from noise, or the request's picture, to clean latents under a conditioning, of one row for all pictures or of
     /// one for each. The request's prompts are not read, be they words or pictures.
     ///
     /// # Errors
@@ -160,7 +190,10 @@ impl Pipeline {
         checked: Checked,
         progress: &mut ProgressFn<'_>,
     ) -> Result<Sampled> {
-        let start = Instant::now();
+        let begun = Instant::now();
+        let mut warnings = Vec::new();
+        let canvas = Canvas::new(request, (checked.width, checked.height));
+        let start = Start::new(self, request, &checked, &canvas, &mut warnings)?;
         let Checked {
             width,
             height,
@@ -168,37 +201,52 @@ impl Pipeline {
             scheduler,
             noise,
             latents,
+            given_noise,
             steps,
+            from_noise,
         } = checked;
         let sampler = request.sampler(&*scheduler, &noise);
+        let sigmas = sampler.sigmas()?;
         let factor = self.vae.downscale();
         let shape = [self.vae.latent_channels(), height / factor, width / factor];
         let num_images = seeds.len();
         conditioning.check_rows(num_images)?;
-        self.check_windows(request, sampler.sigmas()?.len() - 1)?;
+        self.check_windows(request, sigmas.len() - 1)?;
         let controls = self.read_controls(request, (width, height))?;
         let mut batches = Vec::new();
         for first in (0..num_images).step_by(request.batch_size) {
             let images = first..num_images.min(first + request.batch_size);
             let seeds = &seeds[images.clone()];
             let mut rngs = ImageRngs::new(seeds, &shape, &self.device);
-            let given = match &latents {
-                Some(latents) => latents.narrow(0, images.start, images.len())?,
-                None => rngs.draw()?,
+            let begin = start.begin(self, &images, &mut rngs, |rngs| match &given_noise {
+                Some(noise) => row_for_each(noise, &images, num_images),
+                None => request.draw_noise(rngs, &images, &shape, &self.device),
+            })?;
+            let initial = match (&latents, &begin.start) {
+                (Some(latents), _) => latents.narrow(0, images.start, images.len())?,
+                (None, Some(clean)) => (clean + (&begin.noise * sigmas[steps.start])?)?,
+                (None, None) => sampler.initial_latents(&begin.noise)?,
             };
-            let initial = match request.denoising_start {
-                Some(_) => given,
-                None => sampler.initial_latents(&given)?,
-            };
-            let mut denoiser = Guided::new(
+            if steps.is_empty() {
+                batches.push(begin.clean.unwrap_or(initial));
+                continue;
+            }
+            let guided = Guided::new(
                 &self.unet,
                 &noise,
                 &conditioning.of_images(&images, num_images)?,
-                request.guidance_scale,
+                begin.channels.as_ref(),
+                &request.guidance,
                 scheduler.needs_unconditional(),
                 images.len(),
             )?
             .with_controls(controls.of_images(&images)?);
+            let mut denoiser = match (begin.mask, begin.clean) {
+                (Some(mask), Some(clean)) => {
+                    Masked::Inpaint(Inpaint::new(guided, mask, clean, begin.noise, from_noise))
+                }
+                _ => Masked::No(guided),
+            };
             let mut fresh_noise: Box<dyn NoiseSource> = match scheduler.noise_kind() {
                 NoiseKind::Gaussian => Box::new(rngs),
                 NoiseKind::Brownian => {
@@ -207,13 +255,15 @@ impl Pipeline {
                     Box::new(noise)
                 }
             };
-            batches.push(sampler.run_steps(
+            let latents = sampler.run_steps(
                 steps.clone(),
                 &initial,
-                &mut denoiser,
+                denoiser.as_denoiser(),
                 &mut *fresh_noise,
                 &mut |report| {
                     progress(&Progress {
+                        pass: 0,
+                        num_passes: 1,
                         step: report.index + 1 - steps.start,
                         num_steps: steps.len(),
                         images: images.clone(),
@@ -223,18 +273,42 @@ impl Pipeline {
                         denoised: report.denoised,
                     })
                 },
-            )?);
+            )?;
+            // Clean latents are the picture's own outside of the mask, whatever noise a plan ends at.
+            let sigma = match steps.end + 1 == sigmas.len() {
+                true => 0.0,
+                false => sigmas[steps.end],
+            };
+            batches.push(match &denoiser {
+                Masked::Inpaint(inpaint) => inpaint.finish(&latents, sigma)?,
+                Masked::No(_) => latents,
+            });
         }
         let latents = Tensor::cat(&batches, 0)?;
         let timings = Timings {
-            sample: start.elapsed(),
+            sample: begun.elapsed(),
             ..Timings::default()
         };
         Ok(Sampled {
             latents,
             seeds,
-            warnings: Vec::new(),
+            warnings,
             timings,
         })
+    }
+}
+
+/// A run's denoiser, which may look after a mask.
+enum Masked<'a> {
+    No(Guided<'a>),
+    Inpaint(Inpaint<Guided<'a>>),
+}
+
+impl Masked<'_> {
+    fn as_denoiser(&mut self) -> &mut dyn Denoiser {
+        match self {
+            Self::No(guided) => guided,
+            Self::Inpaint(inpaint) => inpaint,
+        }
     }
 }

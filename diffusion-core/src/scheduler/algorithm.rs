@@ -105,6 +105,10 @@ pub(super) trait Algorithm:
     fn takes_unconditional(&self) -> bool {
         false
     }
+
+    fn starting_later(&self, _strength: f64) -> Option<Arc<dyn Scheduler>> {
+        None
+    }
 }
 
 impl<A: Algorithm> Scheduler for A {
@@ -117,6 +121,10 @@ impl<A: Algorithm> Scheduler for A {
 
     fn solver(&self) -> Box<dyn Solver> {
         self.begin()
+    }
+
+    fn shortened(&self, strength: f64) -> Option<Arc<dyn Scheduler>> {
+        self.starting_later(strength)
     }
 
     fn timestep(&self, noise: &NoiseSchedule, sigma: f64) -> f64 {

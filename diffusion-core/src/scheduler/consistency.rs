@@ -1,6 +1,7 @@
 //! Solvers for distilled models: latent consistency and trajectory consistency.
 
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
@@ -10,7 +11,7 @@ use super::levels::{Grid, Levels, TimestepSpacing};
 use super::limits::Limits;
 use super::updates::{MAX_FACTOR, check_order, check_range, eta_of, noise_of, renoise};
 use super::whole_steps::training_time;
-use super::{Solver, Step};
+use super::{Scheduler, Solver, Step};
 use crate::denoise::NoiseSchedule;
 use crate::error::{Error, Result};
 
@@ -64,6 +65,7 @@ impl Algorithm for Lcm {
             &self.levels,
             noise,
             self.original_inference_steps,
+            1.0,
             num_steps,
             0.0,
         )
@@ -72,6 +74,47 @@ impl Algorithm for Lcm {
     fn begin(&self) -> Box<dyn Solver> {
         let config = self.clone();
         Box::new(move |step: &mut Step<'_>, latents: &Tensor| config.step(step, latents))
+    }
+
+    fn starting_later(&self, strength: f64) -> Option<Arc<dyn Scheduler>> {
+        Some(Arc::new(LcmFrom {
+            lcm: self.clone(),
+            strength,
+        }))
+    }
+}
+
+/// LCM whose levels are chosen among the lower ones of those that the model was distilled on.
+#[derive(Debug)]
+struct LcmFrom {
+    lcm: Lcm,
+    strength: f64,
+}
+
+impl Scheduler for LcmFrom {
+    fn sigmas(&self, noise: &NoiseSchedule, num_steps: usize) -> Result<Vec<f64>> {
+        self.lcm.sigmas(noise, num_steps)?;
+        let steps = self.lcm.original_inference_steps;
+        distilled_levels(
+            &self.lcm.levels,
+            noise,
+            steps,
+            self.strength,
+            num_steps,
+            0.0,
+        )
+    }
+
+    fn solver(&self) -> Box<dyn Solver> {
+        self.lcm.solver()
+    }
+
+    fn timestep(&self, noise: &NoiseSchedule, sigma: f64) -> f64 {
+        self.lcm.timestep(noise, sigma)
+    }
+
+    fn init_noise_sigma(&self, noise: &NoiseSchedule, sigma_max: f64) -> f64 {
+        self.lcm.init_noise_sigma(noise, sigma_max)
     }
 }
 
@@ -135,6 +178,7 @@ impl Algorithm for Tcd {
             &self.levels,
             noise,
             self.original_inference_steps,
+            1.0,
             num_steps,
             last,
         )
@@ -169,6 +213,7 @@ fn distilled_levels(
     levels: &Levels,
     noise: &NoiseSchedule,
     original_steps: usize,
+    strength: f64,
     num_steps: usize,
     last: f64,
 ) -> Result<Vec<f64>> {
@@ -180,13 +225,14 @@ fn distilled_levels(
         let expected = format!("1 to {total}, the model's timesteps");
         return Err(Error::argument(ORIGINAL_STEPS, expected, original_steps));
     }
-    if num_steps > original_steps {
-        let expected = format!("1 to {original_steps}, the steps that the model was distilled on");
+    let steps = (original_steps as f64 * strength) as usize;
+    if num_steps > steps {
+        let expected = format!("1 to {steps}, the steps that the model was distilled on");
         return Err(Error::argument("num_steps", expected, num_steps));
     }
     let stride = total / original_steps;
     let mut sigmas: Vec<f64> = (0..num_steps)
-        .map(|i| original_steps - i * original_steps / num_steps)
+        .map(|i| steps - i * steps / num_steps)
         .map(|place| noise.sigmas()[place * stride - 1])
         .collect();
     sigmas.push(last);

@@ -160,6 +160,13 @@ pub trait Scheduler: Send + Sync + fmt::Debug {
         false
     }
 
+    /// A scheduler whose whole plan starts from the noise that a strength between 0 and 1 puts on a picture, for
+    /// those of models that are distilled to few levels. `None` (the default) where a run leaves out the first
+    /// steps of the plan instead.
+    fn shortened(&self, _strength: f64) -> Option<Arc<dyn Scheduler>> {
+        None
+    }
+
     /// The settings as a `scheduler_config.json`, from which [`from_config`] makes an equal scheduler;
     /// `None` for schedulers that it does not know.
     fn config(&self) -> Option<Value> {
@@ -199,6 +206,10 @@ impl<S: Scheduler + ?Sized> Scheduler for Arc<S> {
 
     fn needs_unconditional(&self) -> bool {
         (**self).needs_unconditional()
+    }
+
+    fn shortened(&self, strength: f64) -> Option<Arc<dyn Scheduler>> {
+        (**self).shortened(strength)
     }
 
     fn config(&self) -> Option<Value> {

@@ -1,11 +1,21 @@
 //! What a run shall do, as data.
 
+mod guidance;
+mod hires;
+mod pictures;
+
 use std::sync::Arc;
 
 use candle_core::Tensor;
 use serde_json::Value;
 
+pub use hires::{Hires, Upscaler};
+pub(super) use pictures::Inpainting;
+pub use pictures::{InitImage, MaskedContent};
+
 use super::{Control, IpAdapterImage};
+use crate::denoise::Guidance;
+use crate::media::{Margins, ResizeMode};
 use crate::scheduler::Scheduler;
 
 /// How a request names its scheduler.
@@ -43,17 +53,33 @@ pub struct GenerateRequest {
     pub(super) width: Option<usize>,
     pub(super) height: Option<usize>,
     pub(super) num_steps: usize,
-    pub(super) guidance_scale: f64,
+    pub(super) guidance: Guidance,
     pub(super) seed: Option<u64>,
     pub(super) num_images: usize,
     pub(super) batch_size: usize,
     pub(super) eta: Option<f64>,
     pub(super) scheduler: Option<SchedulerChoice>,
     pub(super) latents: Option<Tensor>,
+    pub(super) noise: Option<Tensor>,
+    pub(super) variation: Option<Variation>,
+    pub(super) image: Option<InitImage>,
+    pub(super) resize_mode: ResizeMode,
+    pub(super) strength: Option<f64>,
+    pub(super) inpainting: Inpainting,
+    pub(super) margins: Option<Margins>,
+    pub(super) is_instruction: bool,
+    pub(super) hires: Option<Hires>,
     pub(super) denoising_start: Option<f64>,
     pub(super) denoising_end: Option<f64>,
     pub(super) ip_adapter_images: Vec<IpAdapterImage>,
     pub(super) controls: Vec<Control>,
+}
+
+/// Another seed, and how much of its noise counts.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Variation {
+    pub(super) seed: u64,
+    pub(super) strength: f64,
 }
 
 /// What SDXL is told of the picture that it was cut from and that it becomes, in pixels. Small originals give
@@ -85,13 +111,22 @@ impl GenerateRequest {
             width: None,
             height: None,
             num_steps: 50,
-            guidance_scale: 7.5,
+            guidance: Guidance::default(),
             seed: None,
             num_images: 1,
             batch_size: 1,
             eta: None,
             scheduler: None,
             latents: None,
+            noise: None,
+            variation: None,
+            image: None,
+            resize_mode: ResizeMode::default(),
+            strength: None,
+            inpainting: Inpainting::default(),
+            margins: None,
+            is_instruction: false,
+            hires: None,
             denoising_start: None,
             denoising_end: None,
             ip_adapter_images: Vec::new(),
@@ -174,13 +209,6 @@ impl GenerateRequest {
         self
     }
 
-    /// How far the picture follows the prompt, finite and at least 0. At most 1 means without guidance, in
-    /// half the time. Default: 7.5.
-    pub fn guidance_scale(mut self, guidance_scale: f64) -> Self {
-        self.guidance_scale = guidance_scale;
-        self
-    }
-
     /// The seed of the first picture; the next ones have the seeds that follow. The lower 32 bits count, as
     /// in PyTorch. Default: a random one, told in [`Generated::seeds`](super::Generated::seeds).
     pub fn seed(mut self, seed: u64) -> Self {
@@ -228,9 +256,27 @@ impl GenerateRequest {
         self
     }
 
-    /// The noise to start from, in place of the seed's: `(num_images, channels, height / 8, width / 8)` of
-    /// unit variance. It sets the size, where the request names none. With
-    /// [`denoising_start`](Self::denoising_start) these are the latents to go on from.
+    /// Some of another seed's noise in the seed's own: pictures that differ a little, by the strength, from 0
+    /// (the seed's) to 1 (the other's). Where there are several pictures the seed is the same for all, and the
+    /// other one's followers are the next ones' others. Default: none.
+    ///
+    /// Source: A1111's "Variation seed", which turns each row of the noise (a spherical interpolation).
+    pub fn variation(mut self, seed: u64, strength: f64) -> Self {
+        self.variation = Some(Variation { seed, strength });
+        self
+    }
+
+    /// The noise to start from or to put on the picture, in place of the seed's:
+    /// `(1 or num_images, channels, height / 8, width / 8)` of unit variance. It sets the size, where the request
+    /// names none and has no picture.
+    pub fn noise(mut self, noise: Tensor) -> Self {
+        self.noise = Some(noise);
+        self
+    }
+
+    /// The latents to start from: `(num_images, channels, height / 8, width / 8)`. With
+    /// [`denoising_start`](Self::denoising_start) the ones to go on from; otherwise the same as
+    /// [`noise`](Self::noise), as diffusers names it.
     pub fn latents(mut self, latents: Tensor) -> Self {
         self.latents = Some(latents);
         self
