@@ -22,6 +22,7 @@ import controls
 import embeddings
 import equations
 import gradients
+import guidance
 import hub
 import images
 import ip_adapters
@@ -29,6 +30,7 @@ import lcm
 import loras
 import networks
 import parameters
+import pictures
 import plans
 import published
 import runs
@@ -72,6 +74,8 @@ def main():
         "sdxl": sdxl.make,
         "lcm": lcm.make,
         "images": images.make,
+        "pictures": pictures.make,
+        "guidance": guidance.make,
         "containers": containers.make,
         "controls": controls.make,
         "together": together.make,

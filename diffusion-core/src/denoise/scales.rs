@@ -124,15 +124,15 @@ impl Guidance {
     }
 
     /// One answer out of the model's: without the prompt, with the picture that it changes alone where there is
-    /// one, and with the prompt.
+    /// one, and with the prompt. `step` is the number of the step and how many there are.
     ///
     /// # Shapes
-    /// `outputs`: each `(batch, channels, height, width)`, f32, as the model gives them; returns the same.
-    pub(super) fn combine(
-        &self,
-        outputs: &[Tensor],
-        step: Option<(usize, usize)>,
-    ) -> Result<Tensor> {
+    /// `outputs`: two or three, each `(batch, channels, height, width)`, f32, as the model gives them; returns the
+    /// same.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for fewer, [`Error::Tensor`] if the shapes differ.
+    pub fn combine(&self, outputs: &[Tensor], step: Option<(usize, usize)>) -> Result<Tensor> {
         let [negative, .., positive] = outputs else {
             return Err(Error::argument("outputs", "two or three", outputs.len()));
         };

@@ -1,5 +1,5 @@
-//! Changing a picture's size as Pillow does, to the bit: columns first, then rows, weights in fixed point and 8 bits in
-//! between.
+//! Changing a picture's size as Pillow does, to the bit: columns first, then rows (the other way about where only
+//! rows become fewer), weights in fixed point and 8 bits in between.
 
 use std::f64::consts::PI;
 use std::ops::Range;
@@ -85,8 +85,19 @@ pub fn resize(picture: &RgbImage, width: u32, height: u32, resampling: Resamplin
     }
     let columns = filter(picture.width(), width);
     let rows = filter(picture.height(), height);
+    if width > picture.width() && height < picture.height() {
+        let pixels = resample(&transposed(picture), &rows, &columns);
+        return transposed(&RgbImage::from_raw(height, width, pixels).unwrap_or_default());
+    }
     let pixels = resample(picture, &columns, &rows);
     RgbImage::from_raw(width, height, pixels).unwrap_or_default()
+}
+
+/// Columns as rows.
+fn transposed(picture: &RgbImage) -> RgbImage {
+    RgbImage::from_fn(picture.height(), picture.width(), |x, y| {
+        *picture.get_pixel(y, x)
+    })
 }
 
 /// The weights of a run of output pixels along one axis.
