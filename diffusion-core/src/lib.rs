@@ -44,8 +44,8 @@ pub use error::{Error, ErrorKind, Result};
 pub use image::{GrayImage, RgbImage};
 pub use model::{ControlNet, T2iAdapter, TextEncoder, Tokenizer, UNet, Vae};
 pub use pipeline::{
-    Conditioning, Control, GenerateRequest, Generated, Hires, InitImage, MaskedContent,
-    PictureSizes, Pipeline, Progress, Upscaler, Warning,
+    CancelToken, Conditioning, Control, GenerateRequest, Generated, Hires, InitImage,
+    MaskedContent, PictureSizes, Pipeline, Progress, Upscaler, Warning,
 };
 pub use scheduler::{
     Ddim, DpmSolverMultistep, Euler, Scheduler, SigmaSchedule, Solver, Step, WithLevels,

@@ -2,6 +2,7 @@
 
 mod adapters;
 mod builder;
+mod cancel;
 mod canvas;
 mod check;
 mod check_pictures;
@@ -29,6 +30,7 @@ use serde_json::Value;
 
 use adapters::{Adapters, TextPart};
 pub use builder::PipelineBuilder;
+pub use cancel::CancelToken;
 pub use controls::{Control, ControlImage, ControlModel};
 pub use image_encoder::ImageEncoderFiles;
 use image_prompts::Sight;
@@ -157,6 +159,13 @@ pub enum Warning {
     DecodedInF32,
     /// The autoencoder overflowed in half precision, and a picture was encoded again in f32.
     EncodedInF32,
+    /// The run was cancelled, and what it had come to is the result, as the request asked.
+    Cancelled {
+        /// Steps of the last batch that were done.
+        step: usize,
+        /// Steps of each batch.
+        num_steps: usize,
+    },
 }
 
 impl fmt::Display for Warning {
@@ -176,6 +185,9 @@ impl fmt::Display for Warning {
                     f,
                     "the {which} is longer than {limit} tokens; left out: {dropped:?}"
                 )
+            }
+            Self::Cancelled { step, num_steps } => {
+                write!(f, "cancelled after step {step} of {num_steps}")
             }
             Self::EncodedInF32 => f.write_str(
                 "the autoencoder overflowed in half precision; a picture was encoded again in f32",
@@ -214,6 +226,8 @@ pub struct Progress<'a> {
     pub images: Range<usize>,
     /// Pictures of the whole request.
     pub num_images: usize,
+    /// How long this pass has been at its steps.
+    pub elapsed: Duration,
     /// The noise level that the latents have now.
     pub sigma: f64,
     /// `(batch, channels, height / 8, width / 8)`: the latents, clean plus `sigma` times unit noise.
@@ -225,9 +239,19 @@ pub struct Progress<'a> {
 impl Progress<'_> {
     /// The share of the whole request's steps that is done, from 0 to 1; passes count alike.
     pub fn fraction(&self) -> f64 {
-        let done = self.images.start * self.num_steps + self.images.len() * self.step;
-        let share = done as f64 / (self.num_images * self.num_steps) as f64;
-        (self.pass as f64 + share) / self.num_passes as f64
+        (self.pass as f64 + self.share_of_pass()) / self.num_passes as f64
+    }
+
+    /// How long the rest of this pass's steps will take, if they go on as so far.
+    pub fn time_left(&self) -> Duration {
+        let share = self.share_of_pass();
+        self.elapsed.mul_f64((1.0 - share).max(0.0) / share)
+    }
+
+    /// The share of this pass's steps that is done; above 0.
+    fn share_of_pass(&self) -> f64 {
+        let done = self.images.start * self.num_steps + self.images.len() * self.step.max(1);
+        done as f64 / (self.num_images * self.num_steps) as f64
     }
 }
 

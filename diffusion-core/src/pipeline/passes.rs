@@ -52,6 +52,9 @@ impl Pipeline {
         };
         let first_pass = in_pass(0);
         let first = self.one_pass(&first_request, &mut |report| first_pass(report, progress))?;
+        if first.estimate.is_some() {
+            return Ok(first);
+        }
         let mut warnings = first.warnings;
         let (width, height) = self.image_size(&second_request)?;
         second_request.seed = first.seeds.first().copied();

@@ -25,6 +25,9 @@ pub struct Sampled {
     /// [`denoising_end`](GenerateRequest::denoising_end) clean ones plus the noise level that the run came to
     /// times unit noise.
     pub latents: Tensor,
+    /// Where the run was cancelled and the request keeps what it came to: the clean latents as its last steps
+    /// estimate them, of the same shape.
+    pub estimate: Option<Tensor>,
     /// The seed of each picture.
     pub seeds: Vec<u64>,
     /// What the caller should know and may show.
@@ -55,16 +58,15 @@ impl Pipeline {
     ) -> Result<Generated> {
         let Sampled {
             latents,
+            estimate,
             seeds,
             mut warnings,
             mut timings,
         } = self.generate_latents(request, progress)?;
         let start = Instant::now();
-        let canvas = Canvas::new(request, self.image_size(request)?);
-        let mut images = Vec::with_capacity(seeds.len());
-        for picture in self.decode_batches(&latents, request.batch_size, &mut warnings)? {
-            images.push(canvas.finish(images.len(), picture));
-        }
+        let latents = estimate.unwrap_or(latents);
+        let images = self.decode_batches(&latents, request.batch_size, &mut warnings)?;
+        let images = self.paste_back(request, images)?;
         timings.decode = start.elapsed();
         Ok(Generated {
             images,
@@ -72,6 +74,24 @@ impl Pipeline {
             warnings,
             timings,
         })
+    }
+
+    /// What follows [`decode`](Self::decode) where a request has a mask: what it leaves alone gets the picture's
+    /// own pixels back, and a part that was worked on alone returns into its picture. Other requests' pictures stay
+    /// as they are.
+    ///
+    /// # Errors
+    /// As [`image_size`](Self::image_size).
+    pub fn paste_back(
+        &self,
+        request: &GenerateRequest,
+        images: Vec<RgbImage>,
+    ) -> Result<Vec<RgbImage>> {
+        let canvas = Canvas::new(request, self.image_size(request)?);
+        let images = images.into_iter().enumerate();
+        Ok(images
+            .map(|(i, picture)| canvas.finish(i, picture))
+            .collect())
     }
 
     /// Pictures from latents, some at once.
@@ -115,6 +135,7 @@ impl Pipeline {
     ) -> Result<Sampled> {
         let checked = self.check(request)?;
         let start = Instant::now();
+        request.check_cancelled()?;
         let (conditioning, mut warnings) = self.encode_checked(request, &checked)?;
         let encode = start.elapsed();
         let sampled = self.sample_checked(&conditioning, request, checked, progress)?;
@@ -214,6 +235,8 @@ impl Pipeline {
         self.check_windows(request, sigmas.len() - 1)?;
         let controls = self.read_controls(request, (width, height))?;
         let mut batches = Vec::new();
+        let mut estimates = Vec::new();
+        request.check_cancelled()?;
         for first in (0..num_images).step_by(request.batch_size) {
             let images = first..num_images.min(first + request.batch_size);
             let seeds = &seeds[images.clone()];
@@ -255,25 +278,44 @@ impl Pipeline {
                     Box::new(noise)
                 }
             };
-            let latents = sampler.run_steps(
+            let mut so_far = None;
+            let walked = sampler.run_steps(
                 steps.clone(),
                 &initial,
                 denoiser.as_denoiser(),
                 &mut *fresh_noise,
                 &mut |report| {
-                    progress(&Progress {
+                    if request.keep_cancelled {
+                        so_far = Some((report.latents.clone(), report.denoised.clone()));
+                    }
+                    let wish = progress(&Progress {
                         pass: 0,
                         num_passes: 1,
                         step: report.index + 1 - steps.start,
                         num_steps: steps.len(),
                         images: images.clone(),
                         num_images,
+                        elapsed: begun.elapsed(),
                         sigma: report.sigma,
                         latents: report.latents,
                         denoised: report.denoised,
-                    })
+                    });
+                    match request.is_cancelled() {
+                        true => ControlFlow::Break(()),
+                        false => wish,
+                    }
                 },
-            )?;
+            );
+            let latents = match (walked, so_far) {
+                (Err(Error::Cancelled { step, num_steps }), Some((latents, estimate))) => {
+                    warnings.push(Warning::Cancelled { step, num_steps });
+                    estimates.clone_from(&batches);
+                    batches.push(latents);
+                    estimates.push(estimate);
+                    break;
+                }
+                (walked, _) => walked?,
+            };
             // Clean latents are the picture's own outside of the mask, whatever noise a plan ends at.
             let sigma = match steps.end + 1 == sigmas.len() {
                 true => 0.0,
@@ -289,8 +331,15 @@ impl Pipeline {
             sample: begun.elapsed(),
             ..Timings::default()
         };
+        let estimate = match estimates.is_empty() {
+            true => None,
+            false => Some(Tensor::cat(&estimates, 0)?),
+        };
+        let mut seeds = seeds;
+        seeds.truncate(latents.dim(0)?);
         Ok(Sampled {
             latents,
+            estimate,
             seeds,
             warnings,
             timings,

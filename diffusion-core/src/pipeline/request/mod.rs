@@ -13,7 +13,7 @@ pub use hires::{Hires, Upscaler};
 pub(super) use pictures::Inpainting;
 pub use pictures::{InitImage, MaskedContent};
 
-use super::{Control, IpAdapterImage};
+use super::{CancelToken, Control, IpAdapterImage};
 use crate::denoise::Guidance;
 use crate::media::{Margins, ResizeMode};
 use crate::scheduler::Scheduler;
@@ -69,6 +69,8 @@ pub struct GenerateRequest {
     pub(super) margins: Option<Margins>,
     pub(super) is_instruction: bool,
     pub(super) hires: Option<Hires>,
+    pub(super) cancel_token: Option<CancelToken>,
+    pub(super) keep_cancelled: bool,
     pub(super) denoising_start: Option<f64>,
     pub(super) denoising_end: Option<f64>,
     pub(super) ip_adapter_images: Vec<IpAdapterImage>,
@@ -127,6 +129,8 @@ impl GenerateRequest {
             margins: None,
             is_instruction: false,
             hires: None,
+            cancel_token: None,
+            keep_cancelled: false,
             denoising_start: None,
             denoising_end: None,
             ip_adapter_images: Vec::new(),
