@@ -14,16 +14,16 @@ use diffusion_examples::{open, side_by_side};
 #[derive(Parser)]
 struct Args {
     /// What the picture shall show.
-    #[arg(default_value = "cat face, flat style, on a blue background")]
+    #[arg(default_value = "grinning face, flat style, on a blue background")]
     prompt: String,
     /// A model folder in the diffusers layout, or one file. Default: the small emoji model of this repository.
     #[arg(long)]
     model: Option<PathBuf>,
-    /// How much larger each side becomes.
-    #[arg(long, default_value_t = 2)]
-    factor: usize,
+    /// How much larger each side becomes, to the next multiple of 8.
+    #[arg(long, default_value_t = 1.5)]
+    factor: f64,
     /// How much the second pass changes, from 0 to 1.
-    #[arg(long, default_value_t = 0.5)]
+    #[arg(long, default_value_t = 0.3)]
     strength: f64,
     /// The seed.
     #[arg(long, default_value_t = 1)]
@@ -35,10 +35,11 @@ struct Args {
 
 fn run(args: Args) -> Result<(), Box<dyn Error>> {
     let pipe = open(args.model.as_deref())?;
+    let larger = |side: usize| (side as f64 * args.factor / 8.0).round() as usize * 8;
     let (width, height) = pipe.default_size();
-    let (width, height) = (width * args.factor, height * args.factor);
+    let (width, height) = (larger(width), larger(height));
     let request = GenerateRequest::txt2img(args.prompt)
-        .num_steps(30)
+        .num_steps(25)
         .guidance_scale(5.0)
         .seed(args.seed);
     let hires = Hires {

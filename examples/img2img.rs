@@ -42,6 +42,7 @@ fn run(args: Args) -> Result<(), Box<dyn Error>> {
     for strength in args.strength {
         let request = GenerateRequest::img2img(args.prompt.as_str(), image.clone())
             .strength(strength)
+            .num_steps(25)
             .guidance_scale(5.0)
             .seed(args.seed);
         row.extend(pipe.generate(&request)?.images);

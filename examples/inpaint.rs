@@ -48,7 +48,7 @@ fn run(args: Args) -> Result<(), Box<dyn Error>> {
         None => {
             let request =
                 GenerateRequest::txt2img("grinning face, flat style, on a blue background");
-            let made = pipe.generate(&request.guidance_scale(5.0).seed(1))?;
+            let made = pipe.generate(&request.num_steps(25).guidance_scale(5.0).seed(1))?;
             made.images.into_iter().next().ok_or("no picture")?
         }
     };
@@ -61,6 +61,7 @@ fn run(args: Args) -> Result<(), Box<dyn Error>> {
     let mut request = GenerateRequest::inpaint(args.prompt, picture.clone(), mask.clone())
         .strength(args.strength)
         .mask_blur(args.blur)
+        .num_steps(25)
         .guidance_scale(5.0)
         .seed(args.seed);
     if let Some(padding) = args.only_masked {

@@ -1,5 +1,5 @@
-//! Grows a picture beyond its edges: `cargo run --release --example outpaint` makes one and writes the larger one to
-//! `out.png`. `--image` takes a picture of your own.
+//! Grows a picture beyond its edges: `cargo run --release --example outpaint` makes one, takes its left half, and writes
+//! that and a new whole side by side to `out.png`. `--image` takes a picture of your own.
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -8,22 +8,22 @@ use std::process::ExitCode;
 use clap::Parser;
 use diffusion_core::GenerateRequest;
 use diffusion_core::media::Margins;
-use diffusion_examples::open;
+use diffusion_examples::{open, side_by_side};
 
 /// Grows a picture.
 #[derive(Parser)]
 struct Args {
     /// What the larger picture shall show.
-    #[arg(default_value = "a house, flat style, on a green background")]
+    #[arg(default_value = "grinning face, flat style, on a blue background")]
     prompt: String,
     /// A model folder in the diffusers layout, or one file. Default: the small emoji model of this repository.
     #[arg(long)]
     model: Option<PathBuf>,
-    /// The picture to grow. Default: one that the model makes of the prompt.
+    /// The picture to grow. Default: the left half of one that the model makes of the prompt.
     #[arg(long)]
     image: Option<PathBuf>,
     /// Pixels on the left, above, on the right and below.
-    #[arg(long, value_delimiter = ',', default_value = "32,32,32,32")]
+    #[arg(long, value_delimiter = ',', default_value = "0,0,64,0")]
     margins: Vec<u32>,
     /// The seed.
     #[arg(long, default_value_t = 1)]
@@ -43,7 +43,8 @@ fn run(args: Args) -> Result<(), Box<dyn Error>> {
         None => {
             let request = GenerateRequest::txt2img(args.prompt.as_str());
             let made = pipe.generate(&request.guidance_scale(5.0).seed(args.seed))?;
-            made.images.into_iter().next().ok_or("no picture")?
+            let made = made.images.first().ok_or("no picture")?;
+            image::imageops::crop_imm(made, 0, 0, made.width() / 2, made.height()).to_image()
         }
     };
     let margins = Margins {
@@ -52,10 +53,12 @@ fn run(args: Args) -> Result<(), Box<dyn Error>> {
         right,
         bottom,
     };
-    let request = GenerateRequest::outpaint(args.prompt, picture, margins)
+    let request = GenerateRequest::outpaint(args.prompt, picture.clone(), margins)
+        .num_steps(25)
         .guidance_scale(5.0)
         .seed(args.seed);
-    pipe.generate(&request)?.images[0].save(args.output)?;
+    let grown = pipe.generate(&request)?.images;
+    side_by_side(&[vec![picture], grown].concat()).save(args.output)?;
     Ok(())
 }
 

@@ -19,7 +19,7 @@ struct Args {
     #[arg(long)]
     model: Option<PathBuf>,
     /// How much of the other seeds' noise counts, from 0 to 1, a row for each.
-    #[arg(long, value_delimiter = ',', default_value = "0.1,0.3,0.6")]
+    #[arg(long, value_delimiter = ',', default_value = "0.3,0.6")]
     strength: Vec<f64>,
     /// The seed of the picture that is varied.
     #[arg(long, default_value_t = 1)]
@@ -32,12 +32,13 @@ struct Args {
 fn run(args: Args) -> Result<(), Box<dyn Error>> {
     let pipe = open(args.model.as_deref())?;
     let request = GenerateRequest::txt2img(args.prompt)
+        .num_steps(25)
         .guidance_scale(5.0)
         .seed(args.seed);
     let first = pipe.generate(&request)?.images;
     let mut rows = Vec::new();
     for strength in args.strength {
-        let varied = request.clone().variation(1000, strength).num_images(5);
+        let varied = request.clone().variation(1000, strength).num_images(4);
         let varied = pipe.generate(&varied)?.images;
         rows.push(side_by_side(&[first.clone(), varied].concat()));
     }

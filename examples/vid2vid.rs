@@ -53,6 +53,7 @@ fn run(args: Args) -> Result<(), Box<dyn Error>> {
     for (i, frame) in frames.into_iter().enumerate() {
         let request = GenerateRequest::img2img(args.prompt.as_str(), frame)
             .strength(args.strength)
+            .num_steps(25)
             .guidance_scale(5.0)
             .seed(args.seed);
         let path = args.output.join(format!("{:04}.png", i + 1));
