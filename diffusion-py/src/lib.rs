@@ -10,6 +10,7 @@ mod pictures;
 mod pipeline;
 mod progress;
 mod request;
+mod start;
 
 use pyo3::prelude::*;
 
@@ -23,6 +24,8 @@ mod _native {
     use super::pipeline::NativePipeline;
     #[pymodule_export]
     use super::progress::Progress;
+    #[pymodule_export]
+    use super::start::NativeRequest;
 
     #[pymodule_export]
     #[allow(non_upper_case_globals, reason = "Python's name for it")]

@@ -17,6 +17,7 @@ use crate::load::{self, NamedEmbedding, Parts, ScaledLora};
 use crate::pictures::{self, NativeControlModel, RawControl, RawIpAdapterImage};
 use crate::progress::Progress;
 use crate::request::{self, Sizes, set};
+use crate::start::{self, NativeRequest, RawGuidance, RawStart};
 
 /// A loaded model. Threads may use and change one at the same time: a run goes on with what it began with.
 #[pyclass(frozen, module = "diffusion_py._native")]
@@ -127,10 +128,10 @@ impl NativePipeline {
     /// Runs all steps. Returns the clean latents, the seed of each picture, warnings, and the seconds of the
     /// text encoder and of all steps.
     #[pyo3(signature = (
-        prompt, *, prompt_2, negative_prompt, negative_prompt_2, num_steps, guidance_scale, width, height,
+        prompt, *, prompt_2, negative_prompt, negative_prompt_2, num_steps, guidance, width, height,
         seed, num_images, batch_size, eta, scheduler_name, scheduler_config, latents, denoising_start,
         denoising_end, sizes, negative_sizes, aesthetic_score, negative_aesthetic_score, controls,
-        ip_adapter_images, callback
+        ip_adapter_images, start, callback
     ))]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments in Python")]
     #[allow(clippy::type_complexity, reason = "a tuple in Python")]
@@ -142,7 +143,7 @@ impl NativePipeline {
         negative_prompt: Option<String>,
         negative_prompt_2: Option<String>,
         num_steps: usize,
-        guidance_scale: f64,
+        guidance: RawGuidance,
         width: Option<usize>,
         height: Option<usize>,
         seed: Option<u64>,
@@ -160,21 +161,24 @@ impl NativePipeline {
         negative_aesthetic_score: f64,
         controls: Vec<RawControl>,
         ip_adapter_images: Vec<RawIpAdapterImage>,
+        start: RawStart,
         callback: Option<Py<PyAny>>,
-    ) -> PyResult<(PyRaw<'py>, Vec<u64>, Vec<String>, (f64, f64))> {
+    ) -> PyResult<(PyRaw<'py>, Vec<u64>, Vec<String>, (f64, f64), NativeRequest)> {
         let fail = |e| error::to_python(py, e);
         let config = scheduler_config.as_deref().map(request::parse_config);
         let config = config.transpose().map_err(fail)?;
         let latents = latents.map(|(bytes, shape)| arrays::from_bytes(&bytes, shape, &Device::Cpu));
         let latents = latents.transpose().map_err(fail)?;
-        let mut request = GenerateRequest::txt2img(prompt)
+        let mut request = start
+            .request(prompt)
+            .map_err(fail)?
             .num_steps(num_steps)
-            .guidance_scale(guidance_scale)
             .num_images(num_images)
             .batch_size(batch_size)
             .sizes(request::sizes(sizes))
             .aesthetic_score(aesthetic_score)
             .negative_aesthetic_score(negative_aesthetic_score);
+        request = start::guidance(request, guidance);
         request = set(request, prompt_2, GenerateRequest::prompt_2);
         request = set(request, negative_prompt, GenerateRequest::negative_prompt);
         request = set(
@@ -223,17 +227,26 @@ impl NativePipeline {
         let warnings = sampled.warnings.iter().map(ToString::to_string).collect();
         let timings = sampled.timings;
         let seconds = (timings.encode.as_secs_f64(), timings.sample.as_secs_f64());
-        Ok((arrays::to_python(py, raw), sampled.seeds, warnings, seconds))
+        let latents = arrays::to_python(py, raw);
+        Ok((
+            latents,
+            sampled.seeds,
+            warnings,
+            seconds,
+            NativeRequest(request),
+        ))
     }
 
     /// Decodes latents of `shape`, one picture after the other: `rgb8` into `(n, height, width, 3)` bytes,
-    /// else into as many float32 from 0 to 1. Returns warnings, too.
+    /// else into as many float32 from 0 to 1. Bytes are pasted back into a request's pictures. Returns warnings,
+    /// too.
     fn decode<'py>(
         &self,
         py: Python<'py>,
         latents: PyBackedBytes,
         shape: Vec<usize>,
         rgb8: bool,
+        request: Option<Py<NativeRequest>>,
     ) -> PyResult<(PyRaw<'py>, Vec<String>)> {
         let (raw, warnings) = py.detach(|| {
             let fail = |e| Python::attach(|py| error::to_python(py, e));
@@ -242,12 +255,29 @@ impl NativePipeline {
             let mut bytes = Vec::new();
             let mut shape = Vec::new();
             let mut warnings = Vec::new();
+            let mut pictures = Vec::new();
             for i in 0..latents.dims()[0] {
                 Python::attach(|py| py.check_signals())?;
-                let ((picture, size), more) = decode_one(&pipe, &latents, i, rgb8).map_err(fail)?;
-                bytes.extend(picture);
-                shape = size;
+                let latents = latents.narrow(0, i, 1).map_err(|e| fail(e.into()))?;
+                let more = if rgb8 {
+                    let (picture, more) = pipe.decode(&latents).map_err(fail)?;
+                    pictures.extend(picture);
+                    more
+                } else {
+                    let ((picture, size), more) = decode_floats(&pipe, &latents).map_err(fail)?;
+                    bytes.extend(picture);
+                    shape = size;
+                    more
+                };
                 warnings.extend(more.iter().map(ToString::to_string));
+            }
+            if let Some(request) = &request {
+                let pasted = pipe.paste_back(&request.get().0, pictures);
+                pictures = pasted.map_err(fail)?;
+            }
+            for picture in pictures {
+                shape = vec![picture.height() as usize, picture.width() as usize, 3];
+                bytes.extend(picture.into_raw());
             }
             shape.insert(0, latents.dims()[0]);
             warnings.dedup();
@@ -282,20 +312,9 @@ fn check_latents(pipe: &Pipeline, bytes: &[u8], shape: Vec<usize>) -> Result<Ten
     }
 }
 
-fn decode_one(
-    pipe: &Pipeline,
-    latents: &Tensor,
-    index: usize,
-    rgb8: bool,
-) -> Result<(Raw, Vec<Warning>)> {
-    let latents = latents.narrow(0, index, 1)?;
-    if rgb8 {
-        let (mut pictures, warnings) = pipe.decode(&latents)?;
-        let picture = pictures.swap_remove(0);
-        let shape = vec![picture.height() as usize, picture.width() as usize, 3];
-        return Ok(((picture.into_raw(), shape), warnings));
-    }
-    let (picture, warnings) = pipe.decode_tensor(&latents)?;
+/// The float32 of one picture, from 0 to 1.
+fn decode_floats(pipe: &Pipeline, latents: &Tensor) -> Result<(Raw, Vec<Warning>)> {
+    let (picture, warnings) = pipe.decode_tensor(latents)?;
     let picture = picture.affine(0.5, 0.5)?.clamp(0.0, 1.0)?;
     let raw = arrays::to_bytes(&picture.squeeze(0)?.permute((1, 2, 0))?)?;
     Ok((raw, warnings))

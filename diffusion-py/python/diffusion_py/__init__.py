@@ -12,6 +12,7 @@ are made of it.
 from ._controls import Control, ControlNet, T2IAdapter
 from ._native import Progress, __version__, schedulers, sigma_schedules
 from ._pipeline import LoraReport, Output, Pipeline
+from ._start import Hires
 from .errors import (
     Cancelled,
     DeviceError,
@@ -32,6 +33,7 @@ __all__ = [
     "DeviceError",
     "DiffusionError",
     "FormatError",
+    "Hires",
     "InvalidArgumentError",
     "IoError",
     "LoraReport",

@@ -40,6 +40,13 @@ def to_numpy(data: bytearray, shape: list[int]) -> numpy.ndarray[Any, Any]:
     return array.reshape(shape)
 
 
+def levels_to_numpy(data: bytearray, shape: list[int]) -> numpy.ndarray[Any, Any]:
+    """Float32 from 0 to 1 out of bytes."""
+    levels = import_numpy().frombuffer(data, dtype="uint8").reshape(shape)
+    floats: numpy.ndarray[Any, Any] = (levels / 255.0).astype("float32")
+    return floats
+
+
 def to_pil(data: bytearray, shape: list[int]) -> list[PIL.Image.Image]:
     """Pictures from RGB bytes of shape ``(n, height, width, 3)``."""
     image = import_pil()
@@ -51,16 +58,16 @@ def to_pil(data: bytearray, shape: list[int]) -> list[PIL.Image.Image]:
     ]
 
 
-def from_array(latents: Any) -> tuple[bytes, list[int]]:
+def from_array(name: str, latents: Any) -> tuple[bytes, list[int]]:
     """Bytes in C order and shape of a float32 array of any library.
 
     Takes what has the buffer protocol (numpy arrays, ``array.array``, ``memoryview``) or
     ``__array__`` (PyTorch tensors on the CPU).
     """
-    view = _view("latents", "an array of float32", latents)
+    view = _view(name, "an array of float32", latents)
     if view.format != "f":
         raise InvalidArgumentError(
-            f"latents: expected float32, found an array of format {view.format!r}"
+            f"{name}: expected float32, found an array of format {view.format!r}"
         )
     return view.tobytes(), list(view.shape or ())
 
@@ -76,6 +83,27 @@ def from_image(name: str, image: Any) -> tuple[bytes, int, int]:
         found = f"an array of format {view.format!r} and shape {shape}"
         raise InvalidArgumentError(f"{name}: expected uint8 (height, width, 3), found {found}")
     return view.tobytes(), shape[1], shape[0]
+
+
+def is_picture(image: Any) -> bool:
+    """Whether it is one of PIL, or an array of uint8."""
+    if hasattr(image, "convert") and hasattr(image, "tobytes"):
+        return True
+    view = _view("image", "a picture of PIL, an array of uint8, or latents of float32", image)
+    return view.format == "B"
+
+
+def from_mask(name: str, mask: Any) -> tuple[bytes, int, int]:
+    """The same as :func:`from_image` of a grey picture: one of PIL, or uint8 ``(height, width)``."""
+    if hasattr(mask, "convert") and hasattr(mask, "tobytes"):
+        return from_image(name, mask.convert("L"))
+    view = _view(name, "a picture of PIL or an array of uint8", mask)
+    shape = tuple(view.shape or ())
+    if view.format != "B" or len(shape) != 2:
+        found = f"an array of format {view.format!r} and shape {shape}"
+        raise InvalidArgumentError(f"{name}: expected uint8 (height, width), found {found}")
+    levels = view.tobytes()
+    return bytes(level for level in levels for _ in range(3)), shape[1], shape[0]
 
 
 def _view(name: str, expected: str, array: Any) -> memoryview:

@@ -66,6 +66,9 @@ class NativeControlModel:
     ) -> NativeControlModel: ...
 
 @final
+class NativeRequest: ...
+
+@final
 class NativePipeline:
     @staticmethod
     def load(
@@ -98,7 +101,7 @@ class NativePipeline:
         negative_prompt: str | None,
         negative_prompt_2: str | None,
         num_steps: int,
-        guidance_scale: SupportsFloat,
+        guidance: tuple[SupportsFloat, list[SupportsFloat], Any, SupportsFloat, SupportsFloat],
         width: int | None,
         height: int | None,
         seed: int | None,
@@ -125,8 +128,15 @@ class NativePipeline:
             ]
         ],
         ip_adapter_images: list[tuple[list[tuple[bytes, int, int]], SupportsFloat]],
+        start: dict[str, Any],
         callback: Callable[[Progress], object] | None,
-    ) -> tuple[tuple[bytearray, list[int]], list[int], list[str], tuple[float, float]]: ...
+    ) -> tuple[
+        tuple[bytearray, list[int]], list[int], list[str], tuple[float, float], NativeRequest
+    ]: ...
     def decode(
-        self, latents: bytes | bytearray, shape: list[int], rgb8: bool
+        self,
+        latents: bytes | bytearray,
+        shape: list[int],
+        rgb8: bool,
+        request: NativeRequest | None,
     ) -> tuple[tuple[bytearray, list[int]], list[str]]: ...

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, SupportsFloat, SupportsIndex, TypeAlias
 
-from . import _arguments, _arrays, _controls
+from . import _arguments, _arrays, _controls, _start
 from ._arguments import Pair, Path, Sizes
 from ._controls import Control
-from ._native import NativePipeline, Progress
+from ._native import NativePipeline, NativeRequest, Progress
+from ._start import Hires
 from .errors import InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -216,7 +217,20 @@ class Pipeline:
         prompt_2: str | None = None,
         negative_prompt_2: str | None = None,
         num_inference_steps: SupportsIndex = 50,
-        guidance_scale: SupportsFloat = 7.5,
+        guidance_scale: SupportsFloat | Iterable[SupportsFloat] = 7.5,
+        guidance_rescale: SupportsFloat = 0.0,
+        guidance_interval: tuple[SupportsFloat, SupportsFloat] = (0.0, 1.0),
+        image_guidance_scale: SupportsFloat = 1.5,
+        image: Any = None,
+        strength: SupportsFloat | None = None,
+        resize_mode: Literal["stretch", "crop", "fill"] = "stretch",
+        mask_image: Any = None,
+        mask_blur: SupportsFloat | None = None,
+        padding_mask_crop: SupportsIndex | None = None,
+        paste_back: bool = True,
+        masked_content: Literal["original", "fill", "noise", "nothing"] | None = None,
+        margins: Iterable[SupportsIndex] | None = None,
+        hires: Hires | None = None,
         width: SupportsIndex | None = None,
         height: SupportsIndex | None = None,
         seed: SupportsIndex | None = None,
@@ -225,6 +239,8 @@ class Pipeline:
         eta: SupportsFloat | None = None,
         scheduler: str | Mapping[str, Any] | None = None,
         latents: Any = None,
+        noise: Any = None,
+        variation: tuple[SupportsIndex, SupportsFloat] | None = None,
         denoising_start: SupportsFloat | None = None,
         denoising_end: SupportsFloat | None = None,
         original_size: Pair | None = None,
@@ -252,7 +268,32 @@ class Pipeline:
             negative_prompt_2: The same for ``negative_prompt``.
             num_inference_steps: Number of steps, from 1 to the model's timesteps (1000).
             guidance_scale: How far the pictures follow the prompt (classifier-free guidance),
-                finite and at least 0. At most 1 means without guidance, in half the time.
+                finite and at least 0. At most 1 means without guidance, in half the time. Several
+                lie evenly along the run, with straight lines between them.
+            guidance_rescale: Gives guided pictures back the contrast that guidance takes, from 0 to 1.
+            guidance_interval: The shares of the run, from 0 to 1, between which guidance is on.
+            image_guidance_scale: How far an instruct-pix2pix model follows the picture that it
+                changes.
+            image: What the run starts from: a picture of PIL or uint8 ``(height, width, 3)``, or a list
+                with one for each picture of the call, or clean latents as float32 ``(1 or
+                num_images, channels, height / 8, width / 8)``. Instruct-pix2pix models change it
+                as the prompt tells. Pictures are brought to ``width`` and ``height``; the default is
+                their own size, rounded down to multiples of 8.
+            strength: How much of it changes, from 0 to 1: the share of the steps that is done, rounded
+                down, as in diffusers. Default: 0.8, and 1 with a mask or margins and for
+                instructions.
+            resize_mode: How pictures of other proportions are brought to the size.
+            mask_image: A grey picture of PIL, or uint8 ``(height, width)``, of the size of ``image``:
+                what is bright (128 and more) changes, the rest stays.
+            mask_blur: How soft the edge of the mask is: the deviation of a Gaussian in pixels.
+                Default: 0, and 4 with margins.
+            padding_mask_crop: Works on the mask and so many pixels around it alone, at ``width`` and
+                ``height``, which default to the model's own size then.
+            paste_back: Whether what the mask leaves alone keeps its own pixels, to the bit.
+            masked_content: What is under the mask at the start, at strengths below 1. Default:
+                ``"original"``, and ``"fill"`` with margins.
+            margins: ``(left, top, right, bottom)``: grows ``image`` by so many pixels (outpainting).
+            hires: A second pass in a larger size.
             width: In pixels, a multiple of the autoencoder's factor (8). Default: that of the
                 model.
             height: As ``width``.
@@ -275,6 +316,12 @@ class Pipeline:
                 tensor on the CPU, or anything else with the buffer protocol or ``__array__``. It
                 sets the size, where ``width`` and ``height`` do not. With ``denoising_start`` they
                 are the latents to go on from.
+            noise: The unit noise to start from or to put on ``image``, of the types and the shape of
+                ``latents``, or one for all pictures. The same noise for every frame of a film keeps
+                it from flickering.
+            variation: Another seed and its share, from 0 to 1, in the noise: pictures near that of
+                ``seed``, as A1111's variation seeds. Several pictures have the same seed then, and
+                the other ones that follow.
             denoising_start: Goes on from ``latents`` that a run with ``denoising_end`` of the same
                 share left, as SDXL's refiner does; from 0 to 1.
             denoising_end: Leaves the last ``1 - denoising_end`` of the model's timesteps to another
@@ -321,13 +368,15 @@ class Pipeline:
             negative_crops_coords_top_left,
             negative_target_size,
         )
-        raw, seeds, texts, (encode, sample) = self._native.generate_latents(
+        raw, seeds, texts, (encode, sample), request = self._native.generate_latents(
             prompt,
             prompt_2=prompt_2,
             negative_prompt=negative_prompt,
             negative_prompt_2=negative_prompt_2,
             num_steps=_arguments.whole("num_inference_steps", num_inference_steps),
-            guidance_scale=guidance_scale,
+            guidance=_start.scales(
+                guidance_scale, guidance_interval, guidance_rescale, image_guidance_scale
+            ),
             width=_arguments.optional_whole("width", width),
             height=_arguments.optional_whole("height", height),
             seed=_arguments.optional_whole("seed", seed),
@@ -336,7 +385,7 @@ class Pipeline:
             eta=eta,
             scheduler_name=name,
             scheduler_config=config,
-            latents=None if latents is None else _arrays.from_array(latents),
+            latents=None if latents is None else _arrays.from_array("latents", latents),
             denoising_start=denoising_start,
             denoising_end=denoising_end,
             sizes=_arguments.sizes("", original_size, crops_coords_top_left, target_size),
@@ -345,13 +394,28 @@ class Pipeline:
             negative_aesthetic_score=negative_aesthetic_score,
             controls=_controls.controls(self._native, control),
             ip_adapter_images=_controls.ip_adapter_images(ip_adapter_image, ip_adapter_scale),
+            start=_start.start(
+                image,
+                mask_image,
+                noise,
+                margins,
+                variation,
+                hires,
+                strength=strength,
+                resize_mode=resize_mode,
+                mask_blur=mask_blur,
+                only_masked=_arguments.optional_whole("padding_mask_crop", padding_mask_crop),
+                paste_back=paste_back,
+                masked_content=masked_content,
+            ),
             callback=callback,
         )
         start = time.perf_counter()
         if output_type == "latent":
             images = _arrays.to_numpy(*raw)
         else:
-            images, more = self._decode(*raw, output_type)
+            is_pasted = mask_image is not None or margins is not None
+            images, more = self._decode(*raw, output_type, request if is_pasted else None)
             texts += more
         timings = {"encode": encode, "sample": sample, "decode": time.perf_counter() - start}
         return Output(images, seeds, texts, timings)
@@ -376,17 +440,24 @@ class Pipeline:
             ImportError: ``output_type`` needs a package that is not installed.
         """
         _check_output_type(output_type, "pil", "np")
-        images, texts = self._decode(*_arrays.from_array(latents), output_type)
+        images, texts = self._decode(*_arrays.from_array("latents", latents), output_type)
         for text in texts:
             warnings.warn(text, RuntimeWarning, stacklevel=2)
         return images
 
     def _decode(
-        self, data: bytes | bytearray, shape: list[int], output_type: str
+        self,
+        data: bytes | bytearray,
+        shape: list[int],
+        output_type: str,
+        request: NativeRequest | None = None,
     ) -> tuple[Any, list[str]]:
-        raw, texts = self._native.decode(data, shape, output_type == "pil")
-        to_images = _arrays.to_pil if output_type == "pil" else _arrays.to_numpy
-        return to_images(*raw), texts
+        is_rgb8 = output_type == "pil" or request is not None
+        raw, texts = self._native.decode(data, shape, is_rgb8, request)
+        if output_type == "pil":
+            return _arrays.to_pil(*raw), texts
+        to_numpy = _arrays.levels_to_numpy if is_rgb8 else _arrays.to_numpy
+        return to_numpy(*raw), texts
 
     def __repr__(self) -> str:
         width, height = self.default_size
