@@ -8,6 +8,7 @@ mod image_encoder;
 mod image_prompts;
 mod memory;
 mod prompt;
+mod provenance;
 mod request;
 mod run;
 mod shared;
@@ -27,6 +28,8 @@ pub use controls::{Control, ControlImage, ControlModel};
 pub use image_encoder::ImageEncoderFiles;
 use image_prompts::Sight;
 pub use image_prompts::{ImageEmbeds, IpAdapterImage};
+use provenance::RunRecord;
+pub use provenance::{RecallWarning, Recalled};
 pub use request::{GenerateRequest, PictureSizes};
 pub use run::Sampled;
 pub use shared::SharedPipeline;
@@ -41,6 +44,8 @@ use crate::scheduler::Scheduler;
 /// A clone has the same weights in the same memory.
 #[derive(Debug, Clone)]
 pub struct Pipeline {
+    /// What its checkpoint is called.
+    name: Option<String>,
     /// The text encoder, and SDXL's second.
     text: [TextPart; 2],
     /// Whether no negative prompt means zeros, not the empty text.
@@ -60,6 +65,12 @@ impl Pipeline {
     /// Starts a pipeline.
     pub fn builder() -> PipelineBuilder {
         PipelineBuilder::default()
+    }
+
+    /// What its checkpoint is called: the file without its ending, the folder, the id on the hub without its
+    /// owner. `None` if its parts were given one by one.
+    pub fn name(&self) -> Option<&str> {
+        self.name.as_deref()
     }
 
     /// The text encoder, or the first of two, if the model has one.
@@ -132,6 +143,7 @@ pub struct Generated {
     pub warnings: Vec<Warning>,
     /// Where the time went.
     pub timings: Timings,
+    pub(in crate::pipeline) record: RunRecord,
 }
 
 /// Something that did not stop a run and that its caller should know.

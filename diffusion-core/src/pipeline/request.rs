@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use candle_core::Tensor;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
 use super::{Control, IpAdapterImage};
@@ -14,6 +16,29 @@ pub(super) enum SchedulerChoice {
     Value(Arc<dyn Scheduler>),
     Name(String),
     Config(Value),
+}
+
+impl Serialize for SchedulerChoice {
+    /// A name as text and a configuration as an object; null for a scheduler that has none.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Name(name) => name.serialize(serializer),
+            Self::Config(config) => config.serialize(serializer),
+            Self::Value(scheduler) => scheduler.config().serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for SchedulerChoice {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Value::deserialize(deserializer)? {
+            Value::String(name) => Ok(Self::Name(name)),
+            config @ Value::Object(_) => Ok(Self::Config(config)),
+            other => Err(D::Error::custom(format!(
+                "expected a scheduler, found {other}"
+            ))),
+        }
+    }
 }
 
 /// What a run shall do. Every field has a default but the prompt; values are checked when the run starts.
@@ -30,7 +55,11 @@ pub(super) enum SchedulerChoice {
 ///     .seed(42)
 ///     .scheduler(DpmSolverMultistep::default().karras());
 /// ```
-#[derive(Debug, Clone)]
+///
+/// Serde writes and reads all fields that are data: not tensors, pictures, networks, and not schedulers without
+/// [`config`](Scheduler::config).
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default)]
 pub struct GenerateRequest {
     pub(super) prompt: String,
     pub(super) prompt_2: Option<String>,
@@ -49,10 +78,13 @@ pub struct GenerateRequest {
     pub(super) batch_size: usize,
     pub(super) eta: Option<f64>,
     pub(super) scheduler: Option<SchedulerChoice>,
+    #[serde(skip)]
     pub(super) latents: Option<Tensor>,
     pub(super) denoising_start: Option<f64>,
     pub(super) denoising_end: Option<f64>,
+    #[serde(skip)]
     pub(super) ip_adapter_images: Vec<IpAdapterImage>,
+    #[serde(skip)]
     pub(super) controls: Vec<Control>,
 }
 
@@ -60,7 +92,8 @@ pub struct GenerateRequest {
 /// soft pictures, crops cut-off ones.
 ///
 /// Source: Podell et al., "SDXL", 2023, section 2.2.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct PictureSizes {
     /// `(width, height)` before cropping. Default: the size of the picture.
     pub original: Option<(usize, usize)>,
@@ -68,6 +101,13 @@ pub struct PictureSizes {
     pub crop: (usize, usize),
     /// `(width, height)` after cropping. Default: the size of the picture.
     pub target: Option<(usize, usize)>,
+}
+
+impl Default for GenerateRequest {
+    /// Of an empty prompt.
+    fn default() -> Self {
+        Self::txt2img("")
+    }
 }
 
 impl GenerateRequest {

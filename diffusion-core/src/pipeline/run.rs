@@ -7,6 +7,7 @@ use candle_core::{DType, Tensor};
 use image::RgbImage;
 
 use super::check::Checked;
+use super::provenance::RunRecord;
 use super::{
     Conditioning, GenerateRequest, Generated, Pipeline, Progress, ProgressFn, Timings, Warning,
 };
@@ -29,6 +30,7 @@ pub struct Sampled {
     pub warnings: Vec<Warning>,
     /// Where the time went.
     pub timings: Timings,
+    pub(super) record: RunRecord,
 }
 
 impl Pipeline {
@@ -56,6 +58,7 @@ impl Pipeline {
             seeds,
             mut warnings,
             mut timings,
+            record,
         } = self.generate_latents(request, progress)?;
         let start = Instant::now();
         let mut images = Vec::with_capacity(seeds.len());
@@ -72,6 +75,7 @@ impl Pipeline {
             seeds,
             warnings,
             timings,
+            record,
         })
     }
 
@@ -110,7 +114,11 @@ impl Pipeline {
         request: &GenerateRequest,
         progress: &mut ProgressFn<'_>,
     ) -> Result<Sampled> {
-        self.sample_checked(conditioning, request, self.check(request)?, progress)
+        let mut sampled =
+            self.sample_checked(conditioning, request, self.check(request)?, progress)?;
+        let given = &conditioning.prompt_embeds;
+        sampled.record.needs_tensor("conditioning", given)?;
+        Ok(sampled)
     }
 
     /// The last stage: pictures from latents.
@@ -161,6 +169,7 @@ impl Pipeline {
         progress: &mut ProgressFn<'_>,
     ) -> Result<Sampled> {
         let start = Instant::now();
+        let record = self.record(request, &checked)?;
         let Checked {
             width,
             height,
@@ -235,6 +244,7 @@ impl Pipeline {
             seeds,
             warnings: Vec::new(),
             timings,
+            record,
         })
     }
 }
