@@ -1,5 +1,6 @@
 //! Pictures: to tensors and back, from files and into them.
 
+mod animation;
 mod clip;
 mod exif;
 mod provenance;
@@ -10,6 +11,7 @@ mod write;
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 
+pub use animation::Animation;
 pub use clip::to_clip;
 pub use provenance::Provenance;
 pub use read::{Decoded, decode, decode_with_alpha, read, read_with_alpha};
