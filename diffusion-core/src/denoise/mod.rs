@@ -3,6 +3,7 @@
 mod controls;
 mod guidance;
 mod image_prompt;
+mod lerp;
 mod noise_config;
 mod schedule;
 
