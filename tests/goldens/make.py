@@ -28,6 +28,7 @@ import lcm
 import loras
 import networks
 import parameters
+import pictures
 import plans
 import published
 import runs
@@ -72,6 +73,7 @@ def main():
         "lcm": lcm.make,
         "containers": containers.make,
         "controls": controls.make,
+        "pictures": pictures.make,
         "together": together.make,
     }
     parser = argparse.ArgumentParser(description=__doc__)

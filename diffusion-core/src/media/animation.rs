@@ -7,7 +7,7 @@ use std::time::Duration;
 use image::codecs::gif::{GifEncoder, Repeat};
 use image::{Delay, DynamicImage, Frame, RgbImage};
 
-use super::write::{check_pixels, check_sides};
+use super::write::{MAX_WEBP_SIDE, check_pixels, check_sides};
 use super::{Provenance, exif, to_webp};
 use crate::error::{Error, Result};
 
@@ -147,13 +147,13 @@ impl Animation {
     /// Source: "WebP Container Specification": the chunks `VP8X`, `ANIM` and `ANMF`.
     ///
     /// # Errors
-    /// As [`to_gif`](Self::to_gif), for sides above 16384, and [`Error::Unsupported`] for more than 4 GiB.
+    /// As [`to_gif`](Self::to_gif), for sides above 16383, and [`Error::Unsupported`] for more than 4 GiB.
     pub fn to_webp(&self, provenance: Option<&Provenance>) -> Result<Vec<u8>> {
         const ANIMATED: u32 = 0x02;
         const HAS_EXIF: u32 = 0x08;
         // Each frame takes the place of the one before and is not laid upon it.
         const REPLACES: u8 = 0x02;
-        let (width, height) = self.check(1 << 14)?;
+        let (width, height) = self.check(MAX_WEBP_SIDE)?;
         let exif = provenance.map(exif::write);
         let flags = ANIMATED | exif.as_ref().map_or(0, |_| HAS_EXIF);
         let header = [&flags.to_le_bytes()[..], &u24(width - 1), &u24(height - 1)];

@@ -5,7 +5,8 @@ use std::io::{Cursor, Read};
 use std::path::Path;
 
 use image::{
-    DynamicImage, GrayImage, ImageDecoder, ImageError, ImageReader, Limits, RgbImage, error,
+    DynamicImage, GrayImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits, RgbImage,
+    error,
 };
 
 use crate::error::{Error, Result};
@@ -19,13 +20,15 @@ const MAX_BYTES: u64 = 16 * MAX_PIXELS;
 /// The largest file that is read, in bytes.
 const MAX_FILE: u64 = 1 << 30;
 
+const CUT_OFF: &str = "the file ends before the picture does";
+
 /// A picture with what was transparent in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decoded {
     /// Its colours, also where they were transparent.
     pub picture: RgbImage,
-    /// How opaque each pixel is, 255 wholly; `None` if the file does not say. Painters keep the picture of an
-    /// inpainting and its mask in one file so.
+    /// How opaque each pixel is, 255 wholly; `None` if all of them are. Painters keep the picture of an inpainting
+    /// and its mask in one file so.
     pub alpha: Option<GrayImage>,
 }
 
@@ -96,6 +99,9 @@ fn decode_at(bytes: &[u8], path: &Path) -> Result<Decoded> {
             "expected a PNG, JPEG, WebP, GIF, BMP or TIFF; its first bytes are of none of them";
         return Err(Error::format(path, reason));
     }
+    if reader.format() == Some(ImageFormat::Jpeg) && is_cut_off(bytes) {
+        return Err(Error::format(path, CUT_OFF));
+    }
     let mut limits = Limits::default();
     limits.max_image_width = Some(MAX_SIDE);
     limits.max_image_height = Some(MAX_SIDE);
@@ -120,6 +126,13 @@ fn decode_at(bytes: &[u8], path: &Path) -> Result<Decoded> {
     })
 }
 
+/// Whether a JPEG lacks its end, which decoders fill up with grey. Within its pixels no marker occurs, so there is
+/// an end behind the last start of some.
+fn is_cut_off(jpeg: &[u8]) -> bool {
+    let last = |marker: &[u8; 2]| jpeg.windows(2).rposition(|pair| pair == marker);
+    last(b"\xff\xd9") < last(b"\xff\xda")
+}
+
 /// Colours and alpha of a picture of 8 or 16 bits.
 fn split(picture: DynamicImage) -> Option<Decoded> {
     let (width, height) = (picture.width(), picture.height());
@@ -135,11 +148,16 @@ fn split(picture: DynamicImage) -> Option<Decoded> {
         DynamicImage::ImageRgba16(pixels) => (high(pixels.into_raw()), 4),
         _ => return None,
     };
-    let has_alpha = channels % 2 == 0;
-    let alpha = has_alpha.then(|| {
-        let opacity = levels.iter().skip(channels - 1).step_by(channels).copied();
-        GrayImage::from_raw(width, height, opacity.collect())
-    });
+    let opacity: Vec<u8> = match channels {
+        2 | 4 => levels
+            .iter()
+            .skip(channels - 1)
+            .step_by(channels)
+            .copied()
+            .collect(),
+        _ => Vec::new(),
+    };
+    let is_opaque = opacity.iter().all(|&opacity| opacity == u8::MAX);
     let colors = match channels {
         3 => levels,
         1 | 2 => levels
@@ -153,7 +171,10 @@ fn split(picture: DynamicImage) -> Option<Decoded> {
     };
     Some(Decoded {
         picture: RgbImage::from_raw(width, height, colors)?,
-        alpha: alpha.flatten(),
+        alpha: match is_opaque {
+            true => None,
+            false => GrayImage::from_raw(width, height, opacity),
+        },
     })
 }
 
@@ -177,7 +198,7 @@ fn failure(path: &Path, error: ImageError) -> Error {
             }
         },
         ImageError::IoError(reason) if reason.kind() == std::io::ErrorKind::UnexpectedEof => {
-            Error::format(path, "the file ends before the picture does")
+            Error::format(path, CUT_OFF)
         }
         reason => Error::format(path, reason),
     }

@@ -16,6 +16,9 @@ const JPEG_QUALITY: u8 = 95;
 /// The most that a JPEG's segment holds beside EXIF's own marker.
 const MAX_JPEG_EXIF: usize = 65535 - 2 - 6;
 
+/// The longest side of a WebP that all decoders take.
+pub(super) const MAX_WEBP_SIDE: u32 = (1 << 14) - 1;
+
 /// Writes a picture, and how it came about, into a file of the kind that its ending says: PNG, JPEG (`.jpg`,
 /// `.jpeg`, of quality 95) or WebP (lossless).
 ///
@@ -95,10 +98,10 @@ pub fn to_jpeg(
 /// Encodes a picture as WebP without loss, with how it came about in EXIF.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] for a picture without pixels or with a side above 16384.
+/// [`Error::InvalidArgument`] for a picture without pixels or with a side above 16383.
 pub fn to_webp(picture: &RgbImage, provenance: Option<&Provenance>) -> Result<Vec<u8>> {
     check_pixels(picture)?;
-    check_sides(picture, 1 << 14)?;
+    check_sides(picture, MAX_WEBP_SIDE)?;
     let mut bytes = Cursor::new(Vec::new());
     let mut encoder = WebPEncoder::new_lossless(&mut bytes);
     if let Some(provenance) = provenance {
