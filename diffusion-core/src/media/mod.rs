@@ -3,6 +3,7 @@
 mod animation;
 mod clip;
 mod exif;
+mod grid;
 mod provenance;
 mod read;
 mod resample;
@@ -13,6 +14,7 @@ use image::RgbImage;
 
 pub use animation::Animation;
 pub use clip::to_clip;
+pub use grid::grid;
 pub use provenance::Provenance;
 pub use read::{Decoded, decode, decode_with_alpha, read, read_with_alpha};
 pub use resample::resize;
