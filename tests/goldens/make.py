@@ -32,6 +32,7 @@ import pictures
 import plans
 import published
 import runs
+import safety
 import schedulers
 import sdxl
 import single_files
@@ -74,6 +75,7 @@ def main():
         "containers": containers.make,
         "controls": controls.make,
         "pictures": pictures.make,
+        "safety": safety.make,
         "together": together.make,
     }
     parser = argparse.ArgumentParser(description=__doc__)

@@ -15,6 +15,7 @@ mod networks;
 mod published;
 mod rng;
 mod runs;
+mod safety;
 mod schedulers;
 mod sdxl;
 mod single_files;

@@ -281,6 +281,7 @@ impl PipelineBuilder {
             device,
             adapters: Adapters::default(),
             sight: Sight::default(),
+            safety_checker: None,
         };
         if let Some(path) = self.image_encoder {
             pipeline.load_image_encoder(path)?;

@@ -12,6 +12,7 @@ mod prompt;
 mod provenance;
 mod request;
 mod run;
+mod safety;
 mod shared;
 
 use std::fmt;
@@ -38,7 +39,7 @@ pub use shared::SharedPipeline;
 
 pub use crate::denoise::Conditioning;
 use crate::denoise::NoiseSchedule;
-use crate::model::{TextEncoder, Tokenizer, UNet, Vae};
+use crate::model::{SafetyChecker, SafetyReport, TextEncoder, Tokenizer, UNet, Vae};
 use crate::scheduler::Scheduler;
 
 /// The parts of a latent diffusion model, joined. Runs do not change it and it is `Send + Sync`: threads share
@@ -61,6 +62,7 @@ pub struct Pipeline {
     device: Device,
     adapters: Adapters,
     sight: Sight,
+    safety_checker: Option<Arc<SafetyChecker>>,
 }
 
 impl Pipeline {
@@ -145,6 +147,8 @@ pub struct Generated {
     pub warnings: Vec<Warning>,
     /// Where the time went.
     pub timings: Timings,
+    /// What the pipeline's safety checker says of each picture; empty without one.
+    pub safety: Vec<SafetyReport>,
     pub(in crate::pipeline) record: RunRecord,
 }
 

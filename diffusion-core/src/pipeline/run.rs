@@ -71,6 +71,7 @@ impl Pipeline {
         warnings.dedup();
         timings.decode = start.elapsed();
         Ok(Generated {
+            safety: self.judge(&images)?,
             images,
             seeds,
             warnings,
