@@ -54,3 +54,8 @@ pub use scheduler::{
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
 pub struct ReadmeQuickstart;
+
+/// The page about pictures' files, compiled likewise.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/PROVENANCE.md")]
+pub struct ProvenancePage;

@@ -87,27 +87,23 @@ impl Provenance {
         // Texts may stand behind the pixels.
         let _damage_behind = reader.finish();
         let info = reader.info();
+        let mut texts: Vec<(String, String)> = Vec::new();
+        for chunk in &info.uncompressed_latin1_text {
+            texts.push((chunk.keyword.clone(), chunk.text.clone()));
+        }
+        for mut chunk in info.compressed_latin1_text.iter().cloned() {
+            let read = chunk.decompress_text_with_limit(MAX_TEXT);
+            let text = read.and_then(|()| chunk.get_text());
+            texts.extend(text.ok().map(|text| (chunk.keyword, text)));
+        }
+        for mut chunk in info.utf8_text.iter().cloned() {
+            let read = chunk.decompress_text_with_limit(MAX_TEXT);
+            let text = read.and_then(|()| chunk.get_text());
+            texts.extend(text.ok().map(|text| (chunk.keyword, text)));
+        }
         let text = |keyword: &str| {
-            let plain = info.uncompressed_latin1_text.iter();
-            let plain = plain.map(|chunk| (&chunk.keyword, Some(chunk.text.clone())));
-            let latin = info.compressed_latin1_text.iter().cloned();
-            let latin = latin.map(|mut chunk| {
-                let read = chunk.decompress_text_with_limit(MAX_TEXT);
-                (
-                    chunk.keyword.clone(),
-                    read.and_then(|()| chunk.get_text()).ok(),
-                )
-            });
-            let utf8 = info.utf8_text.iter().cloned().map(|mut chunk| {
-                let read = chunk.decompress_text_with_limit(MAX_TEXT);
-                (
-                    chunk.keyword.clone(),
-                    read.and_then(|()| chunk.get_text()).ok(),
-                )
-            });
-            let plain = plain.map(|(keyword, text)| (keyword.clone(), text));
-            let mut texts = plain.chain(latin).chain(utf8);
-            texts.find_map(|(found, text)| text.filter(|_| found == keyword))
+            let mut found = texts.iter().filter(|(found, _)| found == keyword);
+            found.next().map(|(_, text)| text.clone())
         };
         Self::new(text(PARAMETERS), text(RECORD))
     }

@@ -44,8 +44,8 @@ pub fn slerp(from: &Tensor, to: &Tensor, t: f64) -> Result<Tensor> {
 
 /// The factors of both ends.
 fn weights(cosine: f64, t: f64) -> (f64, f64) {
-    // Written so that what is not a number takes the line.
-    if !(cosine.abs() < PARALLEL) {
+    // Noise of zeros has no direction.
+    if cosine.is_nan() || cosine.abs() >= PARALLEL {
         return (1.0 - t, t);
     }
     let angle = cosine.acos();
