@@ -51,7 +51,7 @@ impl NativeControlModel {
     }
 }
 
-fn picture((bytes, width, height): &RawPicture) -> Result<RgbImage> {
+pub(crate) fn picture((bytes, width, height): &RawPicture) -> Result<RgbImage> {
     RgbImage::from_raw(*width, *height, bytes.to_vec()).ok_or_else(|| Error::InvalidArgument {
         name: "picture",
         expected: format!("3 bytes for each of {width} x {height} pixels"),

@@ -13,6 +13,7 @@ use pyo3::pybacked::PyBackedBytes;
 
 use crate::arrays::{self, PyRaw, Raw};
 use crate::error;
+use crate::files::RawProvenance;
 use crate::load::{self, NamedEmbedding, Parts, ScaledLora};
 use crate::pictures::{self, NativeControlModel, RawControl, RawIpAdapterImage};
 use crate::progress::Progress;
@@ -124,8 +125,8 @@ impl NativePipeline {
         })
     }
 
-    /// Runs all steps. Returns the clean latents, the seed of each picture, warnings, and the seconds of the
-    /// text encoder and of all steps.
+    /// Runs all steps. Returns the clean latents, the seed of each picture, warnings, the seconds of the
+    /// text encoder and of all steps, and the provenance of each picture.
     #[pyo3(signature = (
         prompt, *, prompt_2, negative_prompt, negative_prompt_2, num_steps, guidance_scale, width, height,
         seed, num_images, batch_size, eta, scheduler_name, scheduler_config, latents, denoising_start,
@@ -161,7 +162,13 @@ impl NativePipeline {
         controls: Vec<RawControl>,
         ip_adapter_images: Vec<RawIpAdapterImage>,
         callback: Option<Py<PyAny>>,
-    ) -> PyResult<(PyRaw<'py>, Vec<u64>, Vec<String>, (f64, f64))> {
+    ) -> PyResult<(
+        PyRaw<'py>,
+        Vec<u64>,
+        Vec<String>,
+        (f64, f64),
+        Vec<RawProvenance>,
+    )> {
         let fail = |e| error::to_python(py, e);
         let config = scheduler_config.as_deref().map(request::parse_config);
         let config = config.transpose().map_err(fail)?;
@@ -223,7 +230,12 @@ impl NativePipeline {
         let warnings = sampled.warnings.iter().map(ToString::to_string).collect();
         let timings = sampled.timings;
         let seconds = (timings.encode.as_secs_f64(), timings.sample.as_secs_f64());
-        Ok((arrays::to_python(py, raw), sampled.seeds, warnings, seconds))
+        let told = (0..sampled.seeds.len()).map(|i| sampled.provenance(i));
+        let told = told.map(|told| told.map(|told| (told.parameters, told.record)));
+        let told = told.collect::<Result<_>>();
+        let told = told.map_err(|e| error::to_python(py, e))?;
+        let raw = arrays::to_python(py, raw);
+        Ok((raw, sampled.seeds, warnings, seconds, told))
     }
 
     /// Decodes latents of `shape`, one picture after the other: `rgb8` into `(n, height, width, 3)` bytes,

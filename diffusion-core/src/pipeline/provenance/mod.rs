@@ -126,7 +126,7 @@ impl Sampled {
 }
 
 impl Generated {
-    /// How a picture came about, for [`media::to_png`](crate::media::to_png) and its like: a request for it
+    /// How a picture came about, for [`media::to_png`] and its like: a request for it
     /// alone, of its own seed. Pictures and tensors of the request are named by their size and a hash.
     ///
     /// # Errors
@@ -136,11 +136,11 @@ impl Generated {
     }
 
     /// Writes a picture into a file of the kind that its ending says, PNG, JPEG or WebP, with how it came
-    /// about: [`Recalled`] reads it back. [`media::save`](crate::media::save) without a provenance writes the
+    /// about: [`Recalled`] reads it back. [`media::save`] without a provenance writes the
     /// pixels alone.
     ///
     /// # Errors
-    /// As [`provenance`](Self::provenance) and [`media::save`](crate::media::save).
+    /// As [`provenance`](Self::provenance) and [`media::save`].
     pub fn save(&self, index: usize, path: impl AsRef<std::path::Path>) -> Result<()> {
         let provenance = self.provenance(index)?;
         media::save(&self.images[index], path, Some(&provenance))
