@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::str::FromStr;
 
 use clap::Parser;
-use diffusion_core::{Device, GenerateRequest, Pipeline, RgbImage, device};
+use diffusion_core::{Device, GenerateRequest, Pipeline, RgbImage, device, media};
 use diffusion_examples::emoji_model;
 use font8x8::{BASIC_FONTS, LATIN_FONTS, UnicodeFonts};
 use image::Rgb;
@@ -179,7 +179,12 @@ fn write(sheet: &mut RgbImage, lines: &[String], (x, y): (u32, u32), scale: u32,
 }
 
 /// The pictures, or why there are none, row after row, with labels above and beside them.
-fn draw(x: &Axis, y: &Axis, cells: &[Result<RgbImage, String>], width: Option<u32>) -> RgbImage {
+fn draw(
+    x: &Axis,
+    y: &Axis,
+    cells: &[Result<RgbImage, String>],
+    width: Option<u32>,
+) -> diffusion_core::Result<RgbImage> {
     let mut sizes = cells.iter().flatten().map(RgbImage::dimensions);
     let size = sizes.next().unwrap_or((128, 128));
     let width = width.unwrap_or(size.0);
@@ -197,6 +202,20 @@ fn draw(x: &Axis, y: &Axis, cells: &[Result<RgbImage, String>], width: Option<u3
         (left + column * (width + GAP), top + row * (height + GAP))
     };
 
+    let fitted: Vec<RgbImage> = cells
+        .iter()
+        .map(|cell| match cell {
+            Ok(picture) => imageops::resize(picture, width, height, FilterType::Triangle),
+            Err(error) => {
+                let mut cell = RgbImage::from_pixel(width, height, WHITE);
+                let mut lines = wrap(error, letters);
+                lines.truncate((height / line) as usize);
+                write(&mut cell, &lines, (0, 0), scale, RED);
+                cell
+            }
+        })
+        .collect();
+    let pictures = media::grid(&fitted, columns.len(), GAP)?;
     let (right, bottom) = corner(columns.len(), rows.len());
     let mut sheet = RgbImage::from_pixel(right, bottom, WHITE);
     for (i, label) in columns.iter().enumerate() {
@@ -206,21 +225,8 @@ fn draw(x: &Axis, y: &Axis, cells: &[Result<RgbImage, String>], width: Option<u3
         let top = corner(0, i).1 + height.saturating_sub(label.len() as u32 * line) / 2;
         write(&mut sheet, label, (GAP, top), scale, BLACK);
     }
-    for (i, cell) in cells.iter().enumerate() {
-        let (x, y) = corner(i % columns.len(), i / columns.len());
-        match cell {
-            Ok(picture) => {
-                let fitting = imageops::resize(picture, width, height, FilterType::Triangle);
-                imageops::replace(&mut sheet, &fitting, x.into(), y.into());
-            }
-            Err(error) => {
-                let mut lines = wrap(error, letters);
-                lines.truncate((height / line) as usize);
-                write(&mut sheet, &lines, (x, y), scale, RED);
-            }
-        }
-    }
-    sheet
+    imageops::replace(&mut sheet, &pictures, left.into(), top.into());
+    Ok(sheet)
 }
 
 fn run(args: Args) -> Result<(), Box<dyn Error>> {
@@ -281,8 +287,7 @@ fn run(args: Args) -> Result<(), Box<dyn Error>> {
         return Err("no picture could be made; the warnings above say why".into());
     }
     let path = args.output.display();
-    let saved = draw(&x, &y, &cells, args.cell).save(&args.output);
-    saved.map_err(|error| format!("{path}: {error}"))?;
+    media::save(&draw(&x, &y, &cells, args.cell)?, &args.output, None)?;
     println!("{path}");
     Ok(())
 }

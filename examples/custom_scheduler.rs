@@ -52,6 +52,6 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
         .seed(1)
         .scheduler(Ralston);
     let pipe = Pipeline::builder().weights(model).build()?;
-    pipe.generate(&request)?.images[0].save("out.png")?;
+    pipe.generate(&request)?.save(0, "out.png")?;
     Ok(())
 }

@@ -57,7 +57,7 @@ struct Args {
     /// cpu, cuda or metal, with a number as cuda:1 if there are several.
     #[arg(long, default_value = "cpu", value_parser = device::parse_device)]
     device: Device,
-    /// Where the PNG goes; with --count above 1 a number is put before the ending.
+    /// Where the picture goes, as PNG, JPEG or WebP with what made it in its file; with --count above 1 a number is put before the ending.
     #[arg(short, long, default_value = "out.png")]
     output: PathBuf,
 }
@@ -145,9 +145,9 @@ fn run(args: Args) -> Result<(), Box<dyn Error>> {
     for warning in &output.warnings {
         eprintln!("warning: {warning}");
     }
-    for (i, (image, seed)) in output.images.iter().zip(&output.seeds).enumerate() {
+    for (i, seed) in output.seeds.iter().enumerate() {
         let path = numbered(&args.output, i, output.images.len());
-        image.save(&path)?;
+        output.save(i, &path)?;
         println!("{} (seed {seed})", path.display());
     }
     let timings = output.timings;

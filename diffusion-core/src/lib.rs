@@ -6,7 +6,7 @@
 //! let pipe = Pipeline::builder().weights("examples/models/emoji").build()?;
 //! let request = GenerateRequest::txt2img("a red heart, flat style").seed(1);
 //! let output = pipe.generate(&request)?;
-//! output.images[0].save("heart.png")?;
+//! output.save(0, "heart.png")?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
@@ -55,3 +55,8 @@ pub use scheduler::{
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
 pub struct ReadmeQuickstart;
+
+/// The page about pictures' files, compiled likewise.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/PROVENANCE.md")]
+pub struct ProvenancePage;

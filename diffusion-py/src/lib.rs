@@ -3,6 +3,7 @@
 
 mod arrays;
 mod error;
+mod files;
 #[cfg(feature = "hub")]
 mod interrupt;
 mod load;
@@ -18,6 +19,8 @@ use pyo3::prelude::*;
 mod _native {
     use super::*;
 
+    #[pymodule_export]
+    use super::files::{recall, save_animation, save_picture};
     #[pymodule_export]
     use super::pictures::NativeControlModel;
     #[pymodule_export]

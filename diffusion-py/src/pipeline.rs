@@ -13,6 +13,7 @@ use pyo3::pybacked::PyBackedBytes;
 
 use crate::arrays::{self, PyRaw, Raw};
 use crate::error;
+use crate::files::RawProvenance;
 use crate::load::{self, NamedEmbedding, Parts, ScaledLora};
 use crate::pictures::{self, NativeControlModel, RawControl, RawIpAdapterImage};
 use crate::progress::Progress;
@@ -125,8 +126,8 @@ impl NativePipeline {
         })
     }
 
-    /// Runs all steps. Returns the clean latents, the seed of each picture, warnings, and the seconds of the
-    /// text encoder and of all steps.
+    /// Runs all steps. Returns the clean latents, the seed of each picture, warnings, the seconds of the
+    /// text encoder and of all steps, and the provenance of each picture.
     #[pyo3(signature = (
         prompt, *, prompt_2, negative_prompt, negative_prompt_2, num_steps, guidance, width, height,
         seed, num_images, batch_size, eta, scheduler_name, scheduler_config, latents, denoising_start,
@@ -163,7 +164,14 @@ impl NativePipeline {
         ip_adapter_images: Vec<RawIpAdapterImage>,
         start: RawStart,
         callback: Option<Py<PyAny>>,
-    ) -> PyResult<(PyRaw<'py>, Vec<u64>, Vec<String>, (f64, f64), NativeRequest)> {
+    ) -> PyResult<(
+        PyRaw<'py>,
+        Vec<u64>,
+        Vec<String>,
+        (f64, f64),
+        Vec<RawProvenance>,
+        NativeRequest,
+    )> {
         let fail = |e| error::to_python(py, e);
         let config = scheduler_config.as_deref().map(request::parse_config);
         let config = config.transpose().map_err(fail)?;
@@ -227,14 +235,13 @@ impl NativePipeline {
         let warnings = sampled.warnings.iter().map(ToString::to_string).collect();
         let timings = sampled.timings;
         let seconds = (timings.encode.as_secs_f64(), timings.sample.as_secs_f64());
-        let latents = arrays::to_python(py, raw);
-        Ok((
-            latents,
-            sampled.seeds,
-            warnings,
-            seconds,
-            NativeRequest(request),
-        ))
+        let told = (0..sampled.seeds.len()).map(|i| sampled.provenance(i));
+        let told = told.map(|told| told.map(|told| (told.parameters, told.record)));
+        let told = told.collect::<Result<_>>();
+        let told = told.map_err(|e| error::to_python(py, e))?;
+        let raw = arrays::to_python(py, raw);
+        let request = NativeRequest(request);
+        Ok((raw, sampled.seeds, warnings, seconds, told, request))
     }
 
     /// Decodes latents of `shape`, one picture after the other: `rgb8` into `(n, height, width, 3)` bytes,

@@ -70,11 +70,11 @@ def main():
     )
     for warning in out.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    for i, (image, seed) in enumerate(zip(out.images, out.seeds), start=1):
+    for i, seed in enumerate(out.seeds):
         path = args.output
         if args.count > 1:
-            path = path.with_stem(f"{path.stem}-{i}")
-        image.save(path)
+            path = path.with_stem(f"{path.stem}-{i + 1}")
+        out.save(path, i)
         print(f"{path} (seed {seed})")
     seconds = ", ".join(f"{stage} {time:.2f} s" for stage, time in out.timings.items())
     print(seconds)

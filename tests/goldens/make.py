@@ -16,6 +16,7 @@ import diffusers
 import transformers
 
 import brownian
+import canvas
 import comfyui
 import containers
 import controls
@@ -34,6 +35,7 @@ import pictures
 import plans
 import published
 import runs
+import safety
 import schedulers
 import sdxl
 import single_files
@@ -74,10 +76,12 @@ def main():
         "sdxl": sdxl.make,
         "lcm": lcm.make,
         "images": images.make,
-        "pictures": pictures.make,
+        "canvas": canvas.make,
         "guidance": guidance.make,
         "containers": containers.make,
         "controls": controls.make,
+        "pictures": pictures.make,
+        "safety": safety.make,
         "together": together.make,
     }
     parser = argparse.ArgumentParser(description=__doc__)

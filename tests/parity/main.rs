@@ -2,6 +2,7 @@
 
 mod autoencoders;
 mod brownian;
+mod canvas;
 mod containers;
 mod controls;
 mod conversions;
@@ -14,10 +15,10 @@ mod images;
 mod ip_adapters;
 mod loras;
 mod networks;
-mod pictures;
 mod published;
 mod rng;
 mod runs;
+mod safety;
 mod schedulers;
 mod sdxl;
 mod single_files;

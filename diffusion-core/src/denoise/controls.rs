@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::model::{ControlNet, ControlResiduals, TextTime, UNetInput, UNetResiduals};
@@ -10,7 +11,7 @@ use crate::nn::Activation;
 
 /// Which steps of a run a control takes part in: shares of their number, from 0 to 1. A step counts that lies
 /// in between with all its length.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Window {
     /// Where it begins.
     pub start: f64,

@@ -5,6 +5,7 @@ mod controls;
 mod guidance;
 mod image_prompt;
 mod inpaint;
+mod lerp;
 mod noise_config;
 mod scales;
 mod schedule;

@@ -1,6 +1,7 @@
 //! How answers under several conditions become one.
 
 use candle_core::{D, Tensor};
+use serde::{Deserialize, Serialize};
 
 use super::Window;
 use crate::error::{Error, Result};
@@ -13,36 +14,43 @@ const MAX_SCALE: f64 = 1e6;
 const TINY: f64 = 1e-8;
 
 /// How far, when and in which way a picture follows its prompt.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Guidance {
     /// How far the picture follows the prompt, from 0 to a million. At most 1 means without guidance, in half
     /// the time. Default: 7.5.
     ///
     /// Source: Ho and Salimans, "Classifier-Free Diffusion Guidance", 2022, equation 6, with the scale
     /// counted as `1 + w`.
+    #[serde(rename = "guidance_scale")]
     pub scale: f64,
     /// Scales that lie evenly along the run, the first for its first step and the last for its last, with
     /// straight lines between them; `scale` does not count then. Default: none.
+    #[serde(rename = "guidance_curve")]
     pub curve: Vec<f64>,
     /// Which steps are guided; the others take half the time. Default: all.
     ///
     /// Source: Kynkäänniemi et al., "Applying Guidance in a Limited Interval Improves Sample and Distribution
     /// Quality in Diffusion Models", 2024.
+    #[serde(rename = "guidance_interval")]
     pub window: Window,
     /// How far a guided answer gets back the contrast of the one with the prompt, from 0 to 1. Default: 0.
     ///
     /// Source: Lin et al., "Common Diffusion Noise Schedules and Sample Steps are Flawed", 2023, section 3.4.
+    #[serde(rename = "guidance_rescale")]
     pub rescale: f64,
     /// How far the picture follows the one that an instruct-pix2pix model is told to change, from 0 to a
     /// million; below 1 means without guidance. Default: 1.5.
     ///
     /// Source: Brooks et al., "InstructPix2Pix: Learning to Follow Image Editing Instructions", 2023, equation 3.
+    #[serde(rename = "image_guidance_scale")]
     pub image_scale: f64,
     /// CFG-Zero*: how many of the first steps leave the latents where the model says nothing (0 to all), while
     /// the answer without the prompt is fitted to the other in all steps. Default: off.
     ///
     /// Source: Fan et al., "CFG-Zero*: Improved Classifier-Free Guidance for Flow Matching Models", 2025,
     /// algorithm 1.
+    #[serde(rename = "cfg_zero_star")]
     pub zero_star: Option<usize>,
 }
 

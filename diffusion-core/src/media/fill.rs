@@ -1,9 +1,10 @@
 //! Colours for what is not there yet.
 
 use image::{GrayImage, Luma, Rgb, RgbImage};
+use serde::{Deserialize, Serialize};
 
 /// How many pixels a picture grows on each side.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Margins {
     /// On the left.
     pub left: u32,

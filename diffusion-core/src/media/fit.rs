@@ -2,11 +2,13 @@
 
 use image::RgbImage;
 use image::imageops::{crop_imm, replace};
+use serde::{Deserialize, Serialize};
 
 use super::{Resampling, resize};
 
 /// How a picture is brought to a size of other proportions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum ResizeMode {
     /// It is stretched: A1111's "Just resize", diffusers' `default`.

@@ -1,19 +1,30 @@
-//! Pictures to tensors and back.
+//! Pictures: to tensors and back, from files and into them.
 
+mod animation;
 mod clip;
+mod exif;
 mod fill;
 mod fit;
+mod grid;
 mod mask;
+mod provenance;
+mod read;
 mod resample;
+mod write;
 
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 
+pub use animation::Animation;
 pub use clip::to_clip;
 pub use fill::{Margins, extend, fill};
 pub use fit::{ResizeMode, fit};
+pub use grid::grid;
 pub use mask::{Region, blur, composite, crop_region};
+pub use provenance::Provenance;
+pub use read::{Decoded, decode, decode_with_alpha, read, read_with_alpha};
 pub use resample::{Resampling, resize};
+pub use write::{save, to_jpeg, to_png, to_webp};
 
 use crate::error::{Error, Result};
 
@@ -103,18 +114,6 @@ fn from_levels(picture: &RgbImage, factor: f64, offset: f64, device: &Device) ->
     let pixels = Tensor::from_slice(picture.as_raw(), (1, height, width, 3), device)?;
     let scaled = pixels.to_dtype(DType::F32)?.affine(factor, offset)?;
     Ok(scaled.permute((0, 3, 1, 2))?.contiguous()?)
-}
-
-/// Encodes a picture as PNG.
-///
-/// # Errors
-/// [`Error::Custom`] with the encoder's reason.
-pub fn to_png(picture: &RgbImage) -> Result<Vec<u8>> {
-    let mut bytes = std::io::Cursor::new(Vec::new());
-    picture
-        .write_to(&mut bytes, image::ImageFormat::Png)
-        .map_err(Error::custom)?;
-    Ok(bytes.into_inner())
 }
 
 #[cfg(test)]

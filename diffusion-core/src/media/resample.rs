@@ -5,6 +5,7 @@ use std::f64::consts::PI;
 use std::ops::Range;
 
 use image::RgbImage;
+use serde::{Deserialize, Serialize};
 
 /// Bits behind the point of a weight: Pillow's for pictures of 8 bits.
 const PRECISION: u32 = 32 - 8 - 2;
@@ -54,7 +55,8 @@ const BILINEAR: Kernel = Kernel {
 };
 
 /// Pillow's filters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Resampling {
     /// The nearest pixel.

@@ -5,6 +5,7 @@ mod clip_tower;
 pub mod clip_vision;
 pub mod controlnet;
 pub mod ip_adapter;
+pub mod safety_checker;
 pub mod t2i_adapter;
 pub mod tokenizer;
 pub mod unet;
@@ -14,6 +15,7 @@ pub use clip::{ClipTextConfig, TextEncoder, TextEncoding};
 pub use clip_vision::{ClipVisionConfig, ImageEncoder, ImageEncoding};
 pub use controlnet::{ChannelOrder, ControlNet, ControlNetConfig};
 pub use ip_adapter::{ImageProjection, IpAdapter, IpAdapterConfig, IpAdapterScale};
+pub use safety_checker::{SafetyChecker, SafetyReport};
 pub use t2i_adapter::{AdapterType, T2iAdapter, T2iAdapterConfig};
 pub use tokenizer::{Encoding, Tokenizer};
 pub use unet::{

@@ -1,11 +1,13 @@
 //! Changing the size of tensors of pictures, as PyTorch's `interpolate` does with `align_corners=False`.
 
 use candle_core::{DType, Tensor};
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
 /// How values between pixels are found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Interpolation {
     /// The nearest pixel's (`nearest-exact`).

@@ -166,6 +166,16 @@ impl Pipeline {
         &self.adapters.loras
     }
 
+    /// The learned words that were added.
+    pub(super) fn words(&self) -> Vec<serde_json::Value> {
+        self.adapters
+            .words
+            .iter()
+            .cloned()
+            .map(Into::into)
+            .collect()
+    }
+
     /// Adds a learned word, which prompts and negative prompts then use by its name.
     ///
     /// # Errors

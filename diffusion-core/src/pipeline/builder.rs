@@ -1,6 +1,6 @@
 //! Joining a model's parts.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{DType, Device};
@@ -198,7 +198,12 @@ impl PipelineBuilder {
             DType::F16
         };
         let dtype = check_weights_dtype(self.dtype.unwrap_or(default_dtype))?;
+        let given = self.weights.clone();
         let checkpoint = self.open_checkpoint()?;
+        let place = checkpoint
+            .as_ref()
+            .map(|open| given.as_deref().unwrap_or(open.path()));
+        let name = place.and_then(model_name);
         let vae = match self.open_vae_files(checkpoint.as_ref())? {
             Some(files) => Some(load_vae(&files, dtype, &device)?),
             None => self.vae,
@@ -263,6 +268,7 @@ impl PipelineBuilder {
             (None, None) => return Err(needs_weights("vae")),
         };
         let mut pipeline = Pipeline {
+            name,
             text,
             zeroes_empty_prompt: checkpoint
                 .as_ref()
@@ -275,6 +281,7 @@ impl PipelineBuilder {
             device,
             adapters: Adapters::default(),
             sight: Sight::default(),
+            safety_checker: None,
         };
         if let Some(path) = self.image_encoder {
             pipeline.load_image_encoder(path)?;
@@ -366,6 +373,14 @@ impl PipelineBuilder {
             }
         }
     }
+}
+
+/// What the model at a path, or of an id on the hub, is called.
+fn model_name(path: &Path) -> Option<String> {
+    let name = path.file_name()?.to_str()?;
+    let endings = [".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf"];
+    let stem = endings.iter().find_map(|ending| name.strip_suffix(ending));
+    Some(stem.unwrap_or(name).to_owned())
 }
 
 /// The folder's tokenizer, or CLIP's for files, which have none.

@@ -101,6 +101,10 @@ impl Pipeline {
             return Err(Error::argument("only_masked", expected, padding));
         }
         if let Some(margins) = request.margins {
+            if !matches!(request.image, Some(InitImage::Pictures(_))) {
+                let expected = "a picture to grow, for margins (GenerateRequest::outpaint)";
+                return Err(Error::argument("image", expected, "none"));
+            }
             let sides = [margins.left, margins.top, margins.right, margins.bottom];
             if let Some(side) = sides.into_iter().find(|side| *side as usize > MAX_SIDE) {
                 let expected = format!("at most {MAX_SIDE} pixels");

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
+use serde_json::{Value, json};
 
+use super::provenance::{hash_picture, hash_tensor};
 use super::{GenerateRequest, Pipeline};
 use crate::denoise::{Controls, FeatureControl, NetControl, Window};
 use crate::device::check_weights_dtype;
@@ -151,6 +153,33 @@ impl Control {
     pub fn guess_mode(mut self, guess_mode: bool) -> Self {
         self.guess_mode = guess_mode;
         self
+    }
+
+    /// What a picture's file says of it.
+    pub(super) fn note(&self) -> Result<Value> {
+        let Self {
+            model,
+            image,
+            scale,
+            window,
+            guess_mode,
+        } = self;
+        let network = match model {
+            ControlModel::ControlNet(_) => "ControlNet",
+            ControlModel::T2iAdapter(_) => "T2I-Adapter",
+        };
+        let image = match image {
+            ControlImage::Rgb(picture) => hash_picture(picture),
+            ControlImage::Tensor(tensor) => hash_tensor(tensor)?,
+        };
+        Ok(json!({
+            "network": network,
+            "image": image,
+            "scale": scale,
+            "start": window.start,
+            "end": window.end,
+            "guess_mode": guess_mode,
+        }))
     }
 
     fn check(&self) -> Result<()> {

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
 use image::RgbImage;
+use serde_json::{Value, json};
 
+use super::provenance::{hash_picture, hash_tensor};
 use super::{GenerateRequest, ImageEncoderFiles, Pipeline};
 use crate::denoise::ImagePrompt;
 use crate::error::{Error, Result};
@@ -80,6 +82,20 @@ impl IpAdapterImage {
     pub fn scale(mut self, scale: impl Into<IpAdapterScale>) -> Self {
         self.scale = scale.into();
         self
+    }
+
+    /// What a picture's file says of it.
+    pub(super) fn note(&self) -> Result<Value> {
+        let Self { content, scale } = self;
+        Ok(match content {
+            Content::Pictures(pictures) => {
+                let pictures: Vec<Value> = pictures.iter().map(hash_picture).collect();
+                json!({"pictures": pictures, "scale": scale})
+            }
+            Content::Embeds(embeds) => {
+                json!({"embeds": hash_tensor(&embeds.embeds)?, "scale": scale})
+            }
+        })
     }
 }
 

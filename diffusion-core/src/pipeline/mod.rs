@@ -9,12 +9,15 @@ mod check_pictures;
 mod controls;
 mod image_encoder;
 mod image_prompts;
+mod interpolation;
 mod memory;
 mod passes;
 mod plan;
 mod prompt;
+mod provenance;
 mod request;
 mod run;
+mod safety;
 mod shared;
 mod start;
 mod variation;
@@ -35,13 +38,16 @@ pub use controls::{Control, ControlImage, ControlModel};
 pub use image_encoder::ImageEncoderFiles;
 use image_prompts::Sight;
 pub use image_prompts::{ImageEmbeds, IpAdapterImage};
+pub use interpolation::{Interpolated, Interpolation};
+use provenance::RunRecord;
+pub use provenance::{RecallWarning, Recalled};
 pub use request::{GenerateRequest, Hires, InitImage, MaskedContent, PictureSizes, Upscaler};
 pub use run::Sampled;
 pub use shared::SharedPipeline;
 
 pub use crate::denoise::Conditioning;
 use crate::denoise::NoiseSchedule;
-use crate::model::{TextEncoder, Tokenizer, UNet, Vae};
+use crate::model::{SafetyChecker, SafetyReport, TextEncoder, Tokenizer, UNet, Vae};
 use crate::scheduler::Scheduler;
 
 /// The parts of a latent diffusion model, joined. Runs do not change it and it is `Send + Sync`: threads share
@@ -49,6 +55,8 @@ use crate::scheduler::Scheduler;
 /// A clone has the same weights in the same memory.
 #[derive(Debug, Clone)]
 pub struct Pipeline {
+    /// What its checkpoint is called.
+    name: Option<String>,
     /// The text encoder, and SDXL's second.
     text: [TextPart; 2],
     /// Whether no negative prompt means zeros, not the empty text.
@@ -62,12 +70,19 @@ pub struct Pipeline {
     device: Device,
     adapters: Adapters,
     sight: Sight,
+    safety_checker: Option<Arc<SafetyChecker>>,
 }
 
 impl Pipeline {
     /// Starts a pipeline.
     pub fn builder() -> PipelineBuilder {
         PipelineBuilder::default()
+    }
+
+    /// What its checkpoint is called: the file without its ending, the folder, the id on the hub without its
+    /// owner. `None` if its parts were given one by one.
+    pub fn name(&self) -> Option<&str> {
+        self.name.as_deref()
     }
 
     /// The text encoder, or the first of two, if the model has one.
@@ -140,6 +155,9 @@ pub struct Generated {
     pub warnings: Vec<Warning>,
     /// Where the time went.
     pub timings: Timings,
+    /// What the pipeline's safety checker says of each picture; empty without one.
+    pub safety: Vec<SafetyReport>,
+    pub(in crate::pipeline) record: RunRecord,
 }
 
 /// Something that did not stop a run and that its caller should know.

@@ -8,6 +8,7 @@ use image::RgbImage;
 
 use super::canvas::Canvas;
 use super::check::Checked;
+use super::provenance::RunRecord;
 use super::start::Start;
 use super::{
     Conditioning, GenerateRequest, Generated, Pipeline, Progress, ProgressFn, Timings, Warning,
@@ -34,6 +35,7 @@ pub struct Sampled {
     pub warnings: Vec<Warning>,
     /// Where the time went.
     pub timings: Timings,
+    pub(super) record: RunRecord,
 }
 
 impl Pipeline {
@@ -62,6 +64,7 @@ impl Pipeline {
             seeds,
             mut warnings,
             mut timings,
+            record,
         } = self.generate_latents(request, progress)?;
         let start = Instant::now();
         let latents = estimate.unwrap_or(latents);
@@ -69,10 +72,12 @@ impl Pipeline {
         let images = self.paste_back(request, images)?;
         timings.decode = start.elapsed();
         Ok(Generated {
+            safety: self.judge(&images)?,
             images,
             seeds,
             warnings,
             timings,
+            record,
         })
     }
 
@@ -161,7 +166,11 @@ impl Pipeline {
         request: &GenerateRequest,
         progress: &mut ProgressFn<'_>,
     ) -> Result<Sampled> {
-        self.sample_checked(conditioning, request, self.check(request)?, progress)
+        let mut sampled =
+            self.sample_checked(conditioning, request, self.check(request)?, progress)?;
+        let given = &conditioning.prompt_embeds;
+        sampled.record.needs_tensor("conditioning", given)?;
+        Ok(sampled)
     }
 
     /// The last stage: pictures from latents.
@@ -215,6 +224,7 @@ impl Pipeline {
         let mut warnings = Vec::new();
         let canvas = Canvas::new(request, (checked.width, checked.height));
         let start = Start::new(self, request, &checked, &canvas, &mut warnings)?;
+        let record = self.record(request, &checked)?;
         let Checked {
             width,
             height,
@@ -343,6 +353,7 @@ impl Pipeline {
             seeds,
             warnings,
             timings,
+            record,
         })
     }
 }

@@ -2,6 +2,7 @@
 //! it gives in diffusers.
 
 mod brownian;
+mod slerp;
 mod torch;
 
 use std::hash::{BuildHasher, RandomState};
@@ -10,6 +11,7 @@ use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 pub use brownian::BrownianNoise;
+pub use slerp::slerp;
 pub use torch::TorchRng;
 
 use crate::error::Result;

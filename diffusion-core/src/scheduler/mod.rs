@@ -77,7 +77,7 @@ pub use levels::{
 pub use limits::{ClipSample, Limits, Thresholding};
 pub use lms::Lms;
 pub use pndm::Pndm;
-pub use registry::{Entry, entries, from_config, from_name, names};
+pub use registry::{Entry, entries, entry_of, from_config, from_name, names};
 pub use res_multistep::ResMultistep;
 pub use restart::Restart;
 pub use sa_solver::{SaAlgorithm, SaSolver};

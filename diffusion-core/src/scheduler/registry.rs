@@ -1,5 +1,6 @@
 //! Schedulers by name and by configuration.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
@@ -132,6 +133,21 @@ const CURVE_LABELS: [(&str, &str); 10] = [
 /// All schedulers that are known by name, in the order of the documentation.
 pub fn entries() -> &'static [Entry] {
     TABLE
+}
+
+/// The entry of a scheduler's own [`config`](Scheduler::config): of those of its class the one that says most of
+/// what the configuration says.
+pub fn entry_of(config: &Value) -> Option<&'static Entry> {
+    let class = config["_class_name"].as_str()?;
+    let said = |entry: &&'static Entry| {
+        let own: Map<String, Value> = serde_json::from_str(entry.fields).ok()?;
+        let fits = own.iter().all(|(name, value)| config[name] == *value);
+        fits.then_some(own.len())
+    };
+    let of_class = TABLE.iter().filter(|entry| entry.class == class);
+    of_class
+        .filter(|entry| said(entry).is_some())
+        .min_by_key(|entry| Reverse(said(entry)))
 }
 
 /// The short names that [`from_name`] knows.

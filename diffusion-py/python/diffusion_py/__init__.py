@@ -3,13 +3,14 @@
 >>> import diffusion_py
 >>> pipe = diffusion_py.Pipeline.from_pretrained("examples/models/emoji")
 >>> out = pipe.generate("a red heart, flat style", num_inference_steps=25, guidance_scale=5, seed=1)
->>> out.images[0].save("heart.png")
+>>> out.save("heart.png")
 
 Importing the package imports neither numpy nor Pillow; each is needed only for the outputs that
 are made of it.
 """
 
 from ._controls import Control, ControlNet, T2IAdapter
+from ._files import Provenance, Recalled, read_request, save_animation, save_picture
 from ._native import Progress, __version__, schedulers, sigma_schedules
 from ._pipeline import LoraReport, Output, Pipeline
 from ._start import Hires
@@ -42,10 +43,15 @@ __all__ = [
     "OutOfMemoryError",
     "Pipeline",
     "Progress",
+    "Provenance",
+    "Recalled",
     "T2IAdapter",
     "UnsupportedError",
     "WeightsError",
     "__version__",
+    "read_request",
+    "save_animation",
+    "save_picture",
     "schedulers",
     "sigma_schedules",
 ]

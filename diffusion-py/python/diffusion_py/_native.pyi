@@ -19,6 +19,18 @@ def schedulers() -> list[str]:
 def sigma_schedules() -> list[str]:
     """The names of the curves of noise levels, to follow the name of a scheduler."""
 
+def save_picture(
+    image: tuple[bytes, int, int],
+    path: str | PathLike[str],
+    provenance: tuple[str | None, str | None],
+) -> None: ...
+def save_animation(
+    frames: list[tuple[bytes, int, int]],
+    path: str | PathLike[str],
+    delay: SupportsFloat,
+    plays: int,
+) -> None: ...
+def recall(path: str | PathLike[str]) -> tuple[str, str | None, list[str]]: ...
 @final
 class Progress:
     """Where a run is: the argument of the ``callback`` of ``Pipeline.generate``.
@@ -131,7 +143,12 @@ class NativePipeline:
         start: dict[str, Any],
         callback: Callable[[Progress], object] | None,
     ) -> tuple[
-        tuple[bytearray, list[int]], list[int], list[str], tuple[float, float], NativeRequest
+        tuple[bytearray, list[int]],
+        list[int],
+        list[str],
+        tuple[float, float],
+        list[tuple[str | None, str | None]],
+        NativeRequest,
     ]: ...
     def decode(
         self,

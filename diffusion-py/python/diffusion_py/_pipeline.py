@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, SupportsFloat, SupportsIndex, TypeAlias
 
-from . import _arguments, _arrays, _controls, _start
+from . import _arguments, _arrays, _controls, _files, _start
 from ._arguments import Pair, Path, Sizes
 from ._controls import Control
+from ._files import Provenance
 from ._native import NativePipeline, NativeRequest, Progress
 from ._start import Hires
 from .errors import InvalidArgumentError
@@ -45,6 +46,24 @@ class Output:
     timings: dict[str, float]
     """Seconds: ``"encode"`` (tokenizer and text encoder), ``"sample"`` (all steps of all pictures),
     ``"decode"`` (autoencoder)."""
+
+    provenance: list[Provenance]
+    """How each picture came about, as text for its file."""
+
+    def save(self, path: Path, index: int = 0) -> None:
+        """Writes a picture of ``output_type="pil"``, with how it came about.
+
+        :func:`read_request` reads it back.
+
+        Args:
+            path: Where it goes; its ending says whether as PNG, JPEG or lossless WebP.
+            index: Which of the pictures.
+
+        Raises:
+            UnsupportedError: Another ending.
+            IoError: The file cannot be written.
+        """
+        _files.save_picture(self.images[index], path, self.provenance[index])
 
 
 @dataclass(frozen=True)
@@ -368,7 +387,7 @@ class Pipeline:
             negative_crops_coords_top_left,
             negative_target_size,
         )
-        raw, seeds, texts, (encode, sample), request = self._native.generate_latents(
+        raw, seeds, texts, (encode, sample), told, request = self._native.generate_latents(
             prompt,
             prompt_2=prompt_2,
             negative_prompt=negative_prompt,
@@ -418,7 +437,8 @@ class Pipeline:
             images, more = self._decode(*raw, output_type, request if is_pasted else None)
             texts += more
         timings = {"encode": encode, "sample": sample, "decode": time.perf_counter() - start}
-        return Output(images, seeds, texts, timings)
+        provenance = [Provenance(*one) for one in told]
+        return Output(images, seeds, texts, timings, provenance)
 
     def decode(
         self, latents: numpy.ndarray[Any, Any] | Any, output_type: Literal["pil", "np"] = "pil"

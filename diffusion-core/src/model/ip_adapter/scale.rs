@@ -1,5 +1,7 @@
 //! How strongly pictures count, and where.
 
+use serde::Serialize;
+
 use crate::error::{Error, Result};
 use crate::nn::innermost;
 
@@ -13,7 +15,7 @@ use crate::nn::innermost;
 /// let style = IpAdapterScale::from(0.0).block("up_blocks.0.attentions.1", 1.0);
 /// # assert_ne!(everywhere, style);
 /// ```
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct IpAdapterScale {
     everywhere: f64,
     blocks: Vec<(String, f64)>,

@@ -1,11 +1,14 @@
 //! A second pass over a larger picture.
 
+use serde::{Deserialize, Serialize};
+
 use super::GenerateRequest;
 use crate::media::Resampling;
 use crate::nn::Interpolation;
 
 /// How the first pass's picture becomes larger.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Upscaler {
     /// Its latents do. Fast; wants strengths of 0.5 and more.
@@ -16,7 +19,7 @@ pub enum Upscaler {
 
 /// A second pass over the picture in a larger size, which keeps the composition that the model finds at the
 /// size that it knows: the cure for doubled heads in tall pictures. A1111's "Hires. fix".
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Hires {
     /// `(width, height)` of the result in pixels, each a multiple of the autoencoder's factor.
     pub size: (usize, usize),

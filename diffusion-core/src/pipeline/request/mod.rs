@@ -7,6 +7,8 @@ mod pictures;
 use std::sync::Arc;
 
 use candle_core::Tensor;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
 pub use hires::{Hires, Upscaler};
@@ -26,6 +28,29 @@ pub(super) enum SchedulerChoice {
     Config(Value),
 }
 
+impl Serialize for SchedulerChoice {
+    /// A name as text and a configuration as an object; null for a scheduler that has none.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Name(name) => name.serialize(serializer),
+            Self::Config(config) => config.serialize(serializer),
+            Self::Value(scheduler) => scheduler.config().serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for SchedulerChoice {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Value::deserialize(deserializer)? {
+            Value::String(name) => Ok(Self::Name(name)),
+            config @ Value::Object(_) => Ok(Self::Config(config)),
+            other => Err(D::Error::custom(format!(
+                "expected a scheduler, found {other}"
+            ))),
+        }
+    }
+}
+
 /// What a run shall do. Every field has a default but the prompt; values are checked when the run starts.
 ///
 /// # Example
@@ -40,7 +65,11 @@ pub(super) enum SchedulerChoice {
 ///     .seed(42)
 ///     .scheduler(DpmSolverMultistep::default().karras());
 /// ```
-#[derive(Debug, Clone)]
+///
+/// Serde writes and reads all fields that are data: not tensors, pictures, networks, and not schedulers without
+/// [`config`](Scheduler::config).
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default)]
 pub struct GenerateRequest {
     pub(super) prompt: String,
     pub(super) prompt_2: Option<String>,
@@ -53,32 +82,41 @@ pub struct GenerateRequest {
     pub(super) width: Option<usize>,
     pub(super) height: Option<usize>,
     pub(super) num_steps: usize,
+    #[serde(flatten)]
     pub(super) guidance: Guidance,
     pub(super) seed: Option<u64>,
     pub(super) num_images: usize,
     pub(super) batch_size: usize,
     pub(super) eta: Option<f64>,
     pub(super) scheduler: Option<SchedulerChoice>,
+    #[serde(skip)]
     pub(super) latents: Option<Tensor>,
+    #[serde(skip)]
     pub(super) noise: Option<Tensor>,
     pub(super) variation: Option<Variation>,
+    #[serde(skip)]
     pub(super) image: Option<InitImage>,
     pub(super) resize_mode: ResizeMode,
     pub(super) strength: Option<f64>,
+    #[serde(flatten)]
     pub(super) inpainting: Inpainting,
     pub(super) margins: Option<Margins>,
     pub(super) is_instruction: bool,
     pub(super) hires: Option<Hires>,
+    #[serde(skip)]
     pub(super) cancel_token: Option<CancelToken>,
+    #[serde(skip)]
     pub(super) keep_cancelled: bool,
     pub(super) denoising_start: Option<f64>,
     pub(super) denoising_end: Option<f64>,
+    #[serde(skip)]
     pub(super) ip_adapter_images: Vec<IpAdapterImage>,
+    #[serde(skip)]
     pub(super) controls: Vec<Control>,
 }
 
 /// Another seed, and how much of its noise counts.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(super) struct Variation {
     pub(super) seed: u64,
     pub(super) strength: f64,
@@ -88,7 +126,8 @@ pub(super) struct Variation {
 /// soft pictures, crops cut-off ones.
 ///
 /// Source: Podell et al., "SDXL", 2023, section 2.2.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct PictureSizes {
     /// `(width, height)` before cropping. Default: the size of the picture.
     pub original: Option<(usize, usize)>,
@@ -96,6 +135,13 @@ pub struct PictureSizes {
     pub crop: (usize, usize),
     /// `(width, height)` after cropping. Default: the size of the picture.
     pub target: Option<(usize, usize)>,
+}
+
+impl Default for GenerateRequest {
+    /// Of an empty prompt.
+    fn default() -> Self {
+        Self::txt2img("")
+    }
 }
 
 impl GenerateRequest {

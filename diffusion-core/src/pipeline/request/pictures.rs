@@ -2,6 +2,7 @@
 
 use candle_core::Tensor;
 use image::{GrayImage, RgbImage};
+use serde::{Deserialize, Serialize};
 
 use super::GenerateRequest;
 use crate::media::{Margins, ResizeMode};
@@ -34,7 +35,8 @@ impl From<Tensor> for InitImage {
 }
 
 /// What is under the mask when an inpainting run begins, at strengths below 1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum MaskedContent {
     /// The picture itself.
@@ -49,12 +51,16 @@ pub enum MaskedContent {
 }
 
 /// What a request says about its mask.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default)]
 pub(in crate::pipeline) struct Inpainting {
+    #[serde(skip)]
     pub(in crate::pipeline) mask: Option<GrayImage>,
+    #[serde(rename = "mask_blur")]
     pub(in crate::pipeline) blur: f64,
     pub(in crate::pipeline) only_masked: Option<usize>,
     pub(in crate::pipeline) paste_back: bool,
+    #[serde(rename = "masked_content")]
     pub(in crate::pipeline) content: MaskedContent,
 }
 
@@ -114,6 +120,19 @@ impl GenerateRequest {
             is_instruction: true,
             ..Self::img2img(prompt, image)
         }
+    }
+
+    /// What the run starts from, in place of what the constructor was given, if anything.
+    pub fn image(mut self, image: impl Into<InitImage>) -> Self {
+        self.image = Some(image.into());
+        self
+    }
+
+    /// Where the picture changes, in place of what the constructor was given, if anything; see
+    /// [`inpaint`](Self::inpaint).
+    pub fn mask(mut self, mask: GrayImage) -> Self {
+        self.inpainting.mask = Some(mask);
+        self
     }
 
     /// How much of the picture changes, from 0 (it goes through the autoencoder and back) to 1: the share of

@@ -11,11 +11,13 @@ use crate::error::{Error, Result};
 use crate::nn::{LowRank, NamedTensors, WeightChanges, Weights};
 
 /// What became of a LoRA's tensors in a model.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct LoraReport {
     /// The file.
     pub name: String,
+    /// How strongly it works.
+    pub scale: LoraScale,
     /// Modules of the model that it changes.
     pub num_modules: usize,
     /// Keys of the file that change nothing, sorted.
@@ -87,6 +89,7 @@ pub fn merge_loras(
         }
         merged.reports.push(LoraReport {
             name: lora.name.clone(),
+            scale: (*scale).clone(),
             num_modules: bound.modules.len(),
             unused: bound.unused,
         });

@@ -1,5 +1,7 @@
 //! How strongly an adapter works, and where.
 
+use serde::Serialize;
+
 use super::ModelPart;
 use super::modules::Module;
 use crate::error::{Error, Result};
@@ -15,7 +17,7 @@ use crate::nn::innermost;
 /// let styled = LoraScale::from(0.8).text_encoder(0.0).block("up_blocks.1.attentions.0", 0.5);
 /// # assert_ne!(everywhere, styled);
 /// ```
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LoraScale {
     unet: f64,
     text_encoder: f64,

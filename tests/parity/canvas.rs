@@ -33,7 +33,7 @@ const SIZES: [(u32, u32); 5] = [(40, 64), (64, 40), (33, 64), (96, 24), (50, 50)
 
 #[test]
 fn pictures_are_fitted_as_by_diffusers() -> TestResult {
-    let golden = Golden::open("pictures")?;
+    let golden = Golden::open("canvas")?;
     let source = rgb(&golden, "source")?;
     for (width, height) in SIZES {
         for (name, mode) in [("default", ResizeMode::Stretch), ("crop", ResizeMode::Crop)] {
@@ -63,7 +63,7 @@ fn pictures_are_fitted_as_by_diffusers() -> TestResult {
 
 #[test]
 fn pillows_other_filters() -> TestResult {
-    let golden = Golden::open("pictures")?;
+    let golden = Golden::open("canvas")?;
     let source = rgb(&golden, "source")?;
     for (name, resampling) in [
         ("nearest", Resampling::Nearest),
@@ -81,7 +81,7 @@ fn pillows_other_filters() -> TestResult {
 
 #[test]
 fn masks_are_surrounded_as_by_diffusers() -> TestResult {
-    let regions = golden_json("pictures.json")?;
+    let regions = golden_json("canvas.json")?;
     let regions = regions["regions"].as_array().ok_or("no regions")?;
     assert_eq!(regions.len(), 25);
     for row in regions {
@@ -114,7 +114,7 @@ fn masks_are_surrounded_as_by_diffusers() -> TestResult {
 
 #[test]
 fn results_are_pasted_back() -> TestResult {
-    let golden = Golden::open("pictures")?;
+    let golden = Golden::open("canvas")?;
     let original = rgb(&golden, "overlay.original")?;
     let changed = rgb(&golden, "overlay.changed")?;
     let mask = grey(&golden, "overlay.mask")?;
@@ -138,7 +138,7 @@ fn results_are_pasted_back() -> TestResult {
 
 #[test]
 fn tensors_are_resized_as_by_torch() -> TestResult {
-    let golden = Golden::open("pictures")?;
+    let golden = Golden::open("canvas")?;
     let images = golden.tensor("interpolate.images")?;
     for (name, how) in [
         ("nearest", Interpolation::Nearest),
@@ -158,7 +158,7 @@ fn tensors_are_resized_as_by_torch() -> TestResult {
 
 #[test]
 fn noise_varies_as_in_a1111() -> TestResult {
-    let golden = Golden::open("pictures")?;
+    let golden = Golden::open("canvas")?;
     let pipe = Pipeline::builder().weights(model_path("sd15")).build()?;
     let run = |request: GenerateRequest| -> TestResult<Tensor> {
         let request = request.size(96, 64).num_steps(1);
