@@ -373,7 +373,7 @@ class Pipeline:
             images, more = self._decode(*raw, output_type)
             texts += more
         timings = {"encode": encode, "sample": sample, "decode": time.perf_counter() - start}
-        provenance = [Provenance(*one) for one in told]
+        provenance = [Provenance(text or "", record or "") for text, record in told]
         return Output(images, seeds, texts, timings, provenance)
 
     def decode(
