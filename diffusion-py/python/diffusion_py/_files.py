@@ -16,12 +16,12 @@ __all__ = ["Provenance", "Recalled", "read_request", "save_animation", "save_pic
 
 @dataclass(frozen=True)
 class Provenance:
-    """How a picture came about, as text for its file: an entry of ``Output.provenance``."""
+    """How a picture came about, as text for its file: an entry of ``Output.provenance``. Empty texts are none."""
 
-    parameters: str | None = None
+    parameters: str = ""
     """A1111's form, which most programs read: the prompt, the negative prompt, a line of settings."""
 
-    record: str | None = None
+    record: str = ""
     """This library's form: JSON with all arguments that are data."""
 
 
@@ -54,7 +54,7 @@ def save_picture(image: Any, path: Path, provenance: Provenance | None = None) -
     """
     said = provenance or Provenance()
     raw = _arrays.from_image("image", image)
-    _native.save_picture(raw, path, (said.parameters, said.record))
+    _native.save_picture(raw, path, (said.parameters or None, said.record or None))
 
 
 def read_request(path: Path) -> Recalled:

@@ -437,7 +437,7 @@ class Pipeline:
             images, more = self._decode(*raw, output_type, request if is_pasted else None)
             texts += more
         timings = {"encode": encode, "sample": sample, "decode": time.perf_counter() - start}
-        provenance = [Provenance(*one) for one in told]
+        provenance = [Provenance(text or "", record or "") for text, record in told]
         return Output(images, seeds, texts, timings, provenance)
 
     def decode(
