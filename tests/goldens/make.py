@@ -33,9 +33,11 @@ import published
 import runs
 import schedulers
 import sdxl
+import seamless
 import single_files
 import sigma_schedules
 import text
+import tiling
 import tiny_models
 import together
 import toy_runs
@@ -61,6 +63,8 @@ def main():
         "blocks": networks.blocks,
         "variants": networks.variants,
         "vae": networks.vaes,
+        "tiling": tiling.make,
+        "seamless": seamless.make,
         "single_files": single_files.make,
         "gradients": gradients.make,
         "loras": loras.make,

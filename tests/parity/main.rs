@@ -17,6 +17,8 @@ mod rng;
 mod runs;
 mod schedulers;
 mod sdxl;
+mod seamless;
 mod single_files;
 mod text;
+mod tiling;
 mod toy_runs;

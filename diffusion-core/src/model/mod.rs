@@ -19,4 +19,4 @@ pub use tokenizer::{Encoding, Tokenizer};
 pub use unet::{
     ControlResiduals, CrossAttention, TextTime, UNet, UNetConfig, UNetInput, UNetResiduals,
 };
-pub use vae::{AutoencoderKl, AutoencoderTiny, Posterior, Vae};
+pub use vae::{AutoencoderKl, AutoencoderTiny, Posterior, Vae, VaeTiling};

@@ -18,7 +18,8 @@ pub use residuals::{ControlResiduals, UNetResiduals};
 
 use crate::error::Result;
 use crate::nn::{
-    Conv2d, Conv2dConfig, GroupNorm, ImageAttention, Params, TensorSource, WeightChanges, Weights,
+    Conv2d, Conv2dConfig, GroupNorm, ImageAttention, Params, Seamless, TensorSource, WeightChanges,
+    Weights,
 };
 
 /// What SDXL is told beside the text.
@@ -139,6 +140,16 @@ impl UNet {
     /// [`Error::Weights`](crate::Error::Weights) if a replacement is of another name or shape than the model's.
     pub fn with_changes(&self, changes: impl Into<WeightChanges>) -> Result<Self> {
         let weights = self.weights.changed(changes.into());
+        let config = self.config().clone();
+        Self::new(config, &weights, weights.dtype(), weights.device())
+    }
+
+    /// The same model, in the same memory, for pictures that go on at their opposite side.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`](crate::Error::Tensor) if the device fails.
+    pub fn with_seamless(&self, seamless: Seamless) -> Result<Self> {
+        let weights = self.weights.with_seamless(seamless);
         let config = self.config().clone();
         Self::new(config, &weights, weights.dtype(), weights.device())
     }
