@@ -28,12 +28,14 @@ import lcm
 import loras
 import networks
 import parameters
+import perturbed
 import plans
 import published
 import runs
 import schedulers
 import sdxl
 import seamless
+import shrink
 import single_files
 import sigma_schedules
 import text
@@ -65,6 +67,8 @@ def main():
         "vae": networks.vaes,
         "tiling": tiling.make,
         "seamless": seamless.make,
+        "shrink": shrink.make,
+        "perturbed": perturbed.make,
         "single_files": single_files.make,
         "gradients": gradients.make,
         "loras": loras.make,

@@ -17,6 +17,6 @@ pub use ip_adapter::{ImageProjection, IpAdapter, IpAdapterConfig, IpAdapterScale
 pub use t2i_adapter::{AdapterType, T2iAdapter, T2iAdapterConfig};
 pub use tokenizer::{Encoding, Tokenizer};
 pub use unet::{
-    ControlResiduals, CrossAttention, TextTime, UNet, UNetConfig, UNetInput, UNetResiduals,
+    ControlResiduals, CrossAttention, Shrink, TextTime, UNet, UNetConfig, UNetInput, UNetResiduals,
 };
 pub use vae::{AutoencoderKl, AutoencoderTiny, Posterior, Vae, VaeTiling};

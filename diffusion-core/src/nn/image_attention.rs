@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{Activation, Mask, attention};
+use super::{Activation, Mask, PerturbedAttention, attention};
 use crate::error::Result;
 
 /// Keys and values of a picture for one cross-attention layer.
@@ -37,13 +37,15 @@ impl ImageAttention {
     }
 }
 
-/// What the cross-attention layers of a model attend to.
+/// What the attention layers of a model are told.
 #[derive(Debug, Clone, Copy)]
 pub struct Context<'a> {
     /// `(batch, tokens, cross_attention_dim)`.
     pub text: &'a Activation,
     /// Pictures beside it.
     pub pictures: Option<&'a ImageAttention>,
+    /// Self-attention layers that are perturbed.
+    pub perturbed: Option<&'a PerturbedAttention>,
 }
 
 impl<'a> Context<'a> {
@@ -52,6 +54,7 @@ impl<'a> Context<'a> {
         Self {
             text,
             pictures: None,
+            perturbed: None,
         }
     }
 }

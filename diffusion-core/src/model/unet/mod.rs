@@ -5,7 +5,9 @@ mod config;
 mod cross_attention;
 mod encoder;
 mod levels;
+mod perturbed;
 mod residuals;
+mod shrink;
 
 use candle_core::{DType, Device, Tensor};
 
@@ -15,11 +17,12 @@ pub use cross_attention::CrossAttention;
 pub(super) use encoder::Encoder;
 use levels::Levels;
 pub use residuals::{ControlResiduals, UNetResiduals};
+pub use shrink::Shrink;
 
 use crate::error::Result;
 use crate::nn::{
-    Conv2d, Conv2dConfig, GroupNorm, ImageAttention, Params, Seamless, TensorSource, WeightChanges,
-    Weights,
+    Conv2d, Conv2dConfig, GroupNorm, ImageAttention, Params, PerturbedAttention, Seamless,
+    TensorSource, WeightChanges, Weights,
 };
 
 /// What SDXL is told beside the text.
@@ -49,6 +52,10 @@ pub struct UNetInput<'a> {
     pub image_attention: Option<&'a ImageAttention>,
     /// What ControlNets and T2I-Adapters add.
     pub residuals: Option<&'a UNetResiduals>,
+    /// Self-attention layers that are perturbed.
+    pub perturbed: Option<&'a PerturbedAttention>,
+    /// Inner levels at a lower resolution.
+    pub shrink: Option<Shrink>,
 }
 
 impl<'a> UNetInput<'a> {
@@ -66,6 +73,8 @@ impl<'a> UNetInput<'a> {
             timestep_cond: None,
             image_attention: None,
             residuals: None,
+            perturbed: None,
+            shrink: None,
         }
     }
 }
@@ -172,8 +181,8 @@ impl UNet {
     /// any; odd ones are met by upsampling to the size of the level above.
     ///
     /// # Errors
-    /// [`InvalidArgument`](crate::Error::InvalidArgument) if the number of timesteps, the added conditioning or
-    /// residuals do not fit, [`Tensor`](crate::Error::Tensor) if a shape does not.
+    /// [`InvalidArgument`](crate::Error::InvalidArgument) if the number of timesteps, the added conditioning,
+    /// residuals or `shrink` do not fit, [`Tensor`](crate::Error::Tensor) if a shape does not.
     pub fn forward(&self, input: &UNetInput<'_>) -> Result<Tensor> {
         let mut encoded = self.encoder.forward(input, None)?;
         if let Some(control) = input.residuals.and_then(|r| r.control.as_ref()) {
