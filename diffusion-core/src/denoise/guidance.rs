@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use candle_core::{D, DType, Tensor};
 
-use super::{Controls, Denoiser, Estimate, ImagePrompt, NoiseSchedule};
+use super::{Controls, DeepShrink, Denoiser, Estimate, ImagePrompt, NoiseSchedule, Perturbation};
 use crate::config::PerLevel;
 use crate::error::{Error, Result};
 use crate::model::{TextTime, UNet, UNetInput};
@@ -106,6 +106,8 @@ pub struct Guided<'a> {
     timestep_cond: Option<Tensor>,
     image_attention: ImageAttention,
     controls: Controls<'a>,
+    perturbation: Option<Perturbation>,
+    deep_shrink: Option<DeepShrink>,
     /// The number of the step and how many there are, once a run says so.
     step: Option<(usize, usize)>,
 }
@@ -169,6 +171,8 @@ impl<'a> Guided<'a> {
                 .transpose()?,
             image_attention,
             controls: Controls::default(),
+            perturbation: None,
+            deep_shrink: None,
             step: None,
         })
     }
@@ -177,6 +181,35 @@ impl<'a> Guided<'a> {
     /// [`begin_step`](Denoiser::begin_step) on; before, all do.
     pub fn with_controls(self, controls: Controls<'a>) -> Self {
         Self { controls, ..self }
+    }
+
+    /// The same with guidance away from perturbed self-attention.
+    pub fn with_perturbation(self, perturbation: Option<Perturbation>) -> Self {
+        Self {
+            perturbation,
+            ..self
+        }
+    }
+
+    /// The same with smaller inner levels in a part of the run.
+    pub fn with_deep_shrink(self, deep_shrink: Option<DeepShrink>) -> Self {
+        Self {
+            deep_shrink,
+            ..self
+        }
+    }
+
+    /// What perturbed self-attention adds to the model's answer, if anything.
+    fn push(
+        &self,
+        input: &UNetInput<'_>,
+        prompted: &Tensor,
+        timestep: f64,
+    ) -> Result<Option<Tensor>> {
+        match &self.perturbation {
+            Some(perturbation) => perturbation.push(self.unet, input, prompted, timestep),
+            None => Ok(None),
+        }
     }
 }
 
@@ -245,16 +278,23 @@ impl Denoiser for Guided<'_> {
             text_time: self.text_time.as_ref(),
             timestep_cond: self.timestep_cond.as_ref(),
             image_attention: Some(&self.image_attention),
+            shrink: self
+                .deep_shrink
+                .and_then(|shrink| shrink.at(timestep, self.noise.num_train_timesteps())),
             ..UNetInput::new(&sample, &timesteps, &self.context)
         };
         let guided = self.guidance_scale.is_some();
         let residuals = self.controls.residuals(&input, self.step, guided)?;
-        let output = self.unet.forward(&UNetInput {
+        let input = UNetInput {
             residuals: residuals.as_ref(),
             ..input
-        })?;
-        let output = output.to_dtype(DType::F32)?;
+        };
+        let output = self.unet.forward(&input)?.to_dtype(DType::F32)?;
         let Some(scale) = self.guidance_scale else {
+            let output = match self.push(&input, &output, timestep)? {
+                Some(push) => (&output + push)?,
+                None => output,
+            };
             let denoised = self.noise.denoised(latents, &output, sigma)?;
             return Ok(Estimate {
                 denoised,
@@ -262,7 +302,10 @@ impl Denoiser for Guided<'_> {
             });
         };
         let halves = output.chunk(2, 0)?;
-        let guided = (&halves[0] + ((&halves[1] - &halves[0])? * scale)?)?;
+        let mut guided = (&halves[0] + ((&halves[1] - &halves[0])? * scale)?)?;
+        if let Some(push) = self.push(&input, &halves[1], timestep)? {
+            guided = (guided + push)?;
+        }
         Ok(Estimate {
             denoised: self.noise.denoised(latents, &guided, sigma)?,
             unconditional: Some(self.noise.denoised(latents, &halves[0], sigma)?),

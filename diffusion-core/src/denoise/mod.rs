@@ -1,17 +1,21 @@
 //! From noisy latents to an estimate of the clean ones.
 
 mod controls;
+mod deep_shrink;
 mod guidance;
 mod image_prompt;
 mod noise_config;
+mod perturbation;
 mod schedule;
 
 use candle_core::Tensor;
 
 pub use controls::{Controls, FeatureControl, NetControl, Window};
+pub use deep_shrink::DeepShrink;
 pub use guidance::{Conditioning, Guided};
 pub use image_prompt::ImagePrompt;
 pub use noise_config::{BetaSchedule, NoiseForm, NoiseScheduleConfig, PredictionType};
+pub use perturbation::Perturbation;
 pub use schedule::{NoiseSchedule, ZERO_SNR_SIGMA};
 pub(crate) use schedule::{flow_to_sigma, shifted};
 

@@ -31,6 +31,27 @@ impl ImageAttention {
         self.layers.entry(path.into()).or_default().push(pictures);
     }
 
+    /// The same with each key and value changed.
+    ///
+    /// # Errors
+    /// What `change` returns.
+    pub fn map(&self, change: impl Fn(&Activation) -> Result<Activation>) -> Result<Self> {
+        let picture = |picture: &ImageKeyValue| {
+            Ok(ImageKeyValue {
+                key: change(&picture.key)?,
+                value: change(&picture.value)?,
+                scale: picture.scale,
+            })
+        };
+        let layers = self.layers.iter().map(|(path, pictures)| {
+            let pictures = pictures.iter().map(picture).collect::<Result<_>>()?;
+            Ok((path.clone(), pictures))
+        });
+        Ok(Self {
+            layers: layers.collect::<Result<_>>()?,
+        })
+    }
+
     /// The pictures of the transformer block at `path`.
     pub fn at(&self, path: &str) -> &[ImageKeyValue] {
         self.layers.get(path).map_or(&[], Vec::as_slice)

@@ -174,6 +174,14 @@ impl UNet {
         cross_attention::of(&self.weights)
     }
 
+    /// Checks that the model can work on smaller inner levels like this.
+    ///
+    /// # Errors
+    /// [`InvalidArgument`](crate::Error::InvalidArgument) for a block or factor out of range.
+    pub fn check_shrink(&self, shrink: Shrink) -> Result<()> {
+        shrink.check(self.config().skip_channels()?.len())
+    }
+
     /// One evaluation.
     ///
     /// # Shapes

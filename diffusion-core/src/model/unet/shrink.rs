@@ -33,7 +33,7 @@ impl Shrink {
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for a block or factor out of range.
-    pub fn check(&self, skips: usize) -> Result<()> {
+    pub(super) fn check(&self, skips: usize) -> Result<()> {
         if self.block >= skips {
             let expected = format!("0 to {} in this model", skips.saturating_sub(1));
             return Err(Error::argument("deep_shrink block", expected, self.block));

@@ -1,6 +1,7 @@
 //! Autoencoders between pictures and latents.
 
 mod kl;
+mod preview;
 mod tiling;
 mod tiny;
 
@@ -10,6 +11,7 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 
 pub use kl::{AutoencoderKl, AutoencoderKlConfig};
+pub use preview::{LatentRgb, latents_to_rgb};
 pub use tiling::VaeTiling;
 use tiling::{Margin, Portions, Ratio, Scale};
 pub use tiny::{AutoencoderTiny, AutoencoderTinyConfig};
