@@ -13,6 +13,7 @@ mod ip_adapters;
 mod loras;
 mod networks;
 mod perturbed;
+mod previews;
 mod published;
 mod rng;
 mod runs;

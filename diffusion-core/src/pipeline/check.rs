@@ -14,7 +14,7 @@ use crate::rng::random_seed;
 use crate::scheduler::{self, Sampler, Scheduler};
 
 /// Far beyond any use, and far below what f32 holds.
-const MAX_GUIDANCE: f64 = 1e6;
+pub(super) const MAX_GUIDANCE: f64 = 1e6;
 
 /// The scale of aesthetic scores.
 const MAX_SCORE: f64 = 10.0;
@@ -103,9 +103,12 @@ impl Pipeline {
         }
         self.check_image_prompts(request)?;
         self.check_controls(request)?;
+        self.check_networks(request)?;
         let (width, height) = self.image_size(request)?;
         let has_controls = !request.controls.is_empty();
-        self.check_memory(width, height, batch_size.min(num_images), has_controls)?;
+        let vae = self.vae_of(request)?;
+        let at_once = batch_size.min(num_images);
+        self.check_memory(&vae, (width, height), at_once, has_controls)?;
         let latents = self.check_latents(request, width, height)?;
         let (scheduler, noise) = self.resolve_scheduler(request)?;
         let steps = request.steps(&*scheduler, &noise)?;

@@ -3,6 +3,7 @@
 use super::Pipeline;
 use crate::device::available_memory;
 use crate::error::{Error, Result};
+use crate::model::Vae;
 use crate::nn::scores_at_once;
 
 /// Copies of a layer's activation that live at once at the peak: input, its padded or re-laid form,
@@ -19,11 +20,15 @@ impl Pipeline {
     /// About how many bytes a run needs at its peak beside the weights, for pictures of `width` x `height`
     /// worked on `batch_size` at once. Saturates for absurd sizes.
     pub fn memory_estimate(&self, width: usize, height: usize, batch_size: usize) -> u64 {
+        self.run_estimate(&self.vae, (width, height), batch_size)
+    }
+
+    fn run_estimate(&self, vae: &Vae, (width, height): (usize, usize), batch_size: usize) -> u64 {
         let (width, height, batch) = (width as u64, height as u64, batch_size as u64);
         let pixels = width.saturating_mul(height).saturating_mul(batch);
         let bytes = |values: u64| values.saturating_mul(F32).saturating_mul(LIVE_COPIES);
         // Of tiles, more than the picture is no longer the most.
-        let decode = bytes(self.vae.peak_values(height, width, batch))
+        let decode = bytes(vae.peak_values(height, width, batch))
             .saturating_add(bytes(pixels.saturating_mul(RGB)));
 
         let levels = self.level_bytes(pixels);
@@ -64,8 +69,8 @@ impl Pipeline {
     /// Refuses a run that cannot fit. On devices of their own memory only the noise is made on the host.
     pub(super) fn check_memory(
         &self,
-        width: usize,
-        height: usize,
+        vae: &Vae,
+        (width, height): (usize, usize),
         batch_size: usize,
         has_controls: bool,
     ) -> Result<()> {
@@ -74,7 +79,7 @@ impl Pipeline {
                 true => self.residuals_estimate(width, height, batch_size),
                 false => 0,
             };
-            let run = self.memory_estimate(width, height, batch_size);
+            let run = self.run_estimate(vae, (width, height), batch_size);
             run.saturating_add(residuals)
         } else {
             let pixels = (width as u64).saturating_mul(height as u64);

@@ -7,6 +7,8 @@ mod controls;
 mod image_encoder;
 mod image_prompts;
 mod memory;
+mod networks;
+mod preview;
 mod prompt;
 mod request;
 mod run;

@@ -6,6 +6,9 @@ use candle_core::Tensor;
 use serde_json::Value;
 
 use super::{Control, IpAdapterImage};
+use crate::denoise::DeepShrink;
+use crate::model::VaeTiling;
+use crate::nn::Seamless;
 use crate::scheduler::Scheduler;
 
 /// How a request names its scheduler.
@@ -54,6 +57,13 @@ pub struct GenerateRequest {
     pub(super) denoising_end: Option<f64>,
     pub(super) ip_adapter_images: Vec<IpAdapterImage>,
     pub(super) controls: Vec<Control>,
+    pub(super) pag_scale: f64,
+    pub(super) pag_adaptive_scale: f64,
+    pub(super) pag_layers: Vec<String>,
+    pub(super) deep_shrink: Option<DeepShrink>,
+    pub(super) seamless: Seamless,
+    pub(super) vae_tiling: Option<VaeTiling>,
+    pub(super) vae_slicing: bool,
 }
 
 /// What SDXL is told of the picture that it was cut from and that it becomes, in pixels. Small originals give
@@ -96,6 +106,13 @@ impl GenerateRequest {
             denoising_end: None,
             ip_adapter_images: Vec::new(),
             controls: Vec::new(),
+            pag_scale: 0.0,
+            pag_adaptive_scale: 0.0,
+            pag_layers: Vec::new(),
+            deep_shrink: None,
+            seamless: Seamless::NONE,
+            vae_tiling: None,
+            vae_slicing: false,
         }
     }
 
@@ -239,6 +256,55 @@ impl GenerateRequest {
     /// A picture to follow, by a ControlNet or T2I-Adapter. Called again it adds another.
     pub fn control(mut self, control: Control) -> Self {
         self.controls.push(control);
+        self
+    }
+
+    /// Perturbed-attention guidance: how far to go away from what the model draws with blind self-attention, finite
+    /// and at least 0. It gives clearer structure, with a prompt or without, for half as much time again (twice
+    /// without guidance). Default: 0, off; usual is 3.
+    pub fn pag_scale(mut self, scale: f64) -> Self {
+        self.pag_scale = scale;
+        self
+    }
+
+    /// What [`pag_scale`](Self::pag_scale) loses with each timestep below 1000, until nothing is left; finite and at
+    /// least 0. Default: 0.
+    pub fn pag_adaptive_scale(mut self, scale: f64) -> Self {
+        self.pag_adaptive_scale = scale;
+        self
+    }
+
+    /// The self-attention layers that are blind, by [parts of their
+    /// names](crate::UNet::perturbed_attention). Default: `mid`.
+    pub fn pag_layers(mut self, layers: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.pag_layers = layers.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Smaller inner levels in the first part of the run, for pictures larger than those that the model was trained
+    /// on: they are then laid out as one picture. Default: off.
+    pub fn deep_shrink(mut self, deep_shrink: DeepShrink) -> Self {
+        self.deep_shrink = Some(deep_shrink);
+        self
+    }
+
+    /// In which directions copies of the picture shall fit side by side. ControlNets do not know of it. Default: in
+    /// none.
+    pub fn seamless(mut self, seamless: Seamless) -> Self {
+        self.seamless = seamless;
+        self
+    }
+
+    /// Whether the autoencoder works in tiles. Default: as the pipeline's own does, which is [`VaeTiling::Auto`] if
+    /// nothing else was set.
+    pub fn vae_tiling(mut self, tiling: VaeTiling) -> Self {
+        self.vae_tiling = Some(tiling);
+        self
+    }
+
+    /// Whether the autoencoder works off one picture of a batch at a time, which takes less memory. Default: no.
+    pub fn vae_slicing(mut self, slicing: bool) -> Self {
+        self.vae_slicing = slicing;
         self
     }
 

@@ -13,6 +13,7 @@ use super::{
 use crate::denoise::Guided;
 use crate::error::{Error, Result};
 use crate::media;
+use crate::model::Vae;
 use crate::rng::{BrownianNoise, ImageRngs, NoiseKind, NoiseSource};
 
 /// Latents that a run came to.
@@ -58,11 +59,12 @@ impl Pipeline {
             mut timings,
         } = self.generate_latents(request, progress)?;
         let start = Instant::now();
+        let vae = self.vae_of(request)?;
         let mut images = Vec::with_capacity(seeds.len());
         for i in (0..seeds.len()).step_by(request.batch_size) {
             let count = request.batch_size.min(seeds.len() - i);
-            let (decoded, more) = self.decode(&latents.narrow(0, i, count)?)?;
-            images.extend(decoded);
+            let (decoded, more) = self.decode_by(&vae, &latents.narrow(0, i, count)?)?;
+            images.extend(media::to_rgb8(&decoded)?);
             warnings.extend(more);
         }
         warnings.dedup();
@@ -136,7 +138,11 @@ impl Pipeline {
     /// # Errors
     /// [`Error::InvalidArgument`] if the shape does not fit.
     pub fn decode_tensor(&self, latents: &Tensor) -> Result<(Tensor, Vec<Warning>)> {
-        let channels = self.vae.latent_channels();
+        self.decode_by(&self.vae, latents)
+    }
+
+    fn decode_by(&self, vae: &Vae, latents: &Tensor) -> Result<(Tensor, Vec<Warning>)> {
+        let channels = vae.latent_channels();
         match latents.dims() {
             &[_, found, _, _] if found == channels && latents.elem_count() > 0 => {}
             dims => {
@@ -144,12 +150,12 @@ impl Pipeline {
                 return Err(Error::argument("latents", expected, format!("{dims:?}")));
             }
         }
-        let latents = self.vae.unscale(latents)?;
-        let image = self.vae.decode(&latents)?;
-        if self.vae.compute_dtype() == DType::F32 || media::is_finite(&image)? {
+        let latents = vae.unscale(latents)?;
+        let image = vae.decode(&latents)?;
+        if vae.compute_dtype() == DType::F32 || media::is_finite(&image)? {
             return Ok((image, Vec::new()));
         }
-        let image = self.vae.with_compute_dtype(DType::F32).decode(&latents)?;
+        let image = vae.with_compute_dtype(DType::F32).decode(&latents)?;
         Ok((image, vec![Warning::DecodedInF32]))
     }
 
@@ -177,6 +183,7 @@ impl Pipeline {
         conditioning.check_rows(num_images)?;
         self.check_windows(request, sampler.sigmas()?.len() - 1)?;
         let controls = self.read_controls(request, (width, height))?;
+        let (unet, perturbation) = (self.unet_of(request)?, self.perturbation_of(request)?);
         let mut batches = Vec::new();
         for first in (0..num_images).step_by(request.batch_size) {
             let images = first..num_images.min(first + request.batch_size);
@@ -191,14 +198,16 @@ impl Pipeline {
                 None => sampler.initial_latents(&given)?,
             };
             let mut denoiser = Guided::new(
-                &self.unet,
+                &unet,
                 &noise,
                 &conditioning.of_images(&images, num_images)?,
                 request.guidance_scale,
                 scheduler.needs_unconditional(),
                 images.len(),
             )?
-            .with_controls(controls.of_images(&images)?);
+            .with_controls(controls.of_images(&images)?)
+            .with_perturbation(perturbation.clone())
+            .with_deep_shrink(request.deep_shrink);
             let mut fresh_noise: Box<dyn NoiseSource> = match scheduler.noise_kind() {
                 NoiseKind::Gaussian => Box::new(rngs),
                 NoiseKind::Brownian => {
