@@ -57,7 +57,7 @@ pub enum Vae {
     /// Stable Diffusion's own.
     Kl(Box<AutoencoderKl>),
     /// A distilled one: a hundredth of the work, slightly softer pictures.
-    Tiny(AutoencoderTiny),
+    Tiny(Box<AutoencoderTiny>),
 }
 
 impl Vae {
@@ -84,9 +84,9 @@ impl Vae {
             }
             Some("AutoencoderTiny") => {
                 let config = AutoencoderTinyConfig::from_json(config_path, config)?;
-                Ok(Self::Tiny(AutoencoderTiny::new(
+                Ok(Self::Tiny(Box::new(AutoencoderTiny::new(
                     config, source, dtype, device,
-                )?))
+                )?)))
             }
             other => Err(Error::unsupported(
                 format!(
@@ -139,7 +139,7 @@ impl Vae {
     pub fn with_compute_dtype(&self, dtype: DType) -> Self {
         match self {
             Self::Kl(vae) => Self::Kl(Box::new(vae.with_compute_dtype(dtype))),
-            Self::Tiny(vae) => Self::Tiny(vae.with_compute_dtype(dtype)),
+            Self::Tiny(vae) => Self::Tiny(Box::new(vae.with_compute_dtype(dtype))),
         }
     }
 
@@ -150,7 +150,7 @@ impl Vae {
     pub fn with_tiling(&self, tiling: VaeTiling) -> Result<Self> {
         Ok(match self {
             Self::Kl(vae) => Self::Kl(Box::new(vae.with_tiling(tiling)?)),
-            Self::Tiny(vae) => Self::Tiny(vae.with_tiling(tiling)?),
+            Self::Tiny(vae) => Self::Tiny(Box::new(vae.with_tiling(tiling)?)),
         })
     }
 
@@ -159,7 +159,7 @@ impl Vae {
     pub fn with_slicing(&self, slicing: bool) -> Self {
         match self {
             Self::Kl(vae) => Self::Kl(Box::new(vae.with_slicing(slicing))),
-            Self::Tiny(vae) => Self::Tiny(vae.with_slicing(slicing)),
+            Self::Tiny(vae) => Self::Tiny(Box::new(vae.with_slicing(slicing))),
         }
     }
 
@@ -170,7 +170,7 @@ impl Vae {
     pub fn with_seamless(&self, seamless: Seamless) -> Result<Self> {
         Ok(match self {
             Self::Kl(vae) => Self::Kl(Box::new(vae.with_seamless(seamless)?)),
-            Self::Tiny(vae) => Self::Tiny(vae.with_seamless(seamless)?),
+            Self::Tiny(vae) => Self::Tiny(Box::new(vae.with_seamless(seamless)?)),
         })
     }
 
