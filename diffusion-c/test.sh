@@ -29,7 +29,7 @@ strict=(-Wall -Wextra -Wpedantic -Werror -g -O1 "-I$crate/include")
 shared=("-L$lib" -ldiffusion "-Wl,-rpath,$lib" -pthread)
 static=("$lib/libdiffusion.a" -pthread -ldl -lm)
 
-for name in errors generate changes; do
+for name in errors generate changes pictures; do
     gcc -std=c99 "${strict[@]}" -o "$build/test_$name" "$crate/tests/test_$name.c" "${shared[@]}"
 done
 gcc -std=c99 "${strict[@]}" -fsanitize=address,undefined -o "$build/test_generate_asan" \
@@ -39,6 +39,7 @@ g++ -std=c++11 "${strict[@]}" -o "$build/test_cpp" "$crate/tests/test_cpp.cpp" "
 "$build/test_errors" "$model" "$build/broken" "$other_family"
 "$build/test_generate" "$model" "$golden"
 "$build/test_changes" "$goldens"
+"$build/test_pictures" "$goldens"
 "$build/test_cpp" "$model"
 
 # Runs of the emoji model take minutes under valgrind, so they go through the address sanitizer, which sees the test's own
@@ -50,6 +51,7 @@ if command -v valgrind >/dev/null; then
     "${checked[@]}" "$build/test_errors" "$model" "$build/broken" "$other_family"
     # valgrind runs one thread at a time, so that workers would only wait.
     RAYON_NUM_THREADS=1 "${checked[@]}" "$build/test_changes" "$goldens" brief
+    RAYON_NUM_THREADS=1 "${checked[@]}" "$build/test_pictures" "$goldens"
 else
     echo "valgrind: not here, left out"
 fi

@@ -10,6 +10,7 @@ use diffusion_core::Progress;
 use crate::abi::{Versioned, check_not_null, read_struct, struct_size, write_struct};
 use crate::layout::Layout;
 use crate::params::{dfn_generate_params, dfn_progress, dfn_result, request};
+use crate::pictures::start;
 use crate::pipeline::{current, dfn_pipeline};
 use crate::status::{Failure, c_text, dfn_status, guard};
 
@@ -23,7 +24,7 @@ thread_local! {
 /// `bytes`: receives the bytes from the first row's start to the last row's end.
 /// `width`, `height`: receive the size; NULL is allowed.
 ///
-/// Of the parameters it reads the size and the number of pictures.
+/// Of the parameters it reads the size, the pictures and their number.
 ///
 /// DFN_INVALID_ARGUMENT for sides that are not multiples of the model's factor.
 #[unsafe(no_mangle)]
@@ -40,7 +41,9 @@ pub unsafe extern "C" fn dfn_generate_size(
         // `struct_size` bytes.
         let (pipeline, params) = unsafe { (current(pipeline)?, read_struct(params)?) };
         check_not_null(bytes, "bytes")?;
-        let layout = Layout::new(&pipeline, &params, row_stride)?;
+        // SAFETY: the header asks for pictures of as many bytes as they say.
+        let request = unsafe { start(&params) }?;
+        let layout = Layout::new(&pipeline, &request, params.num_images, row_stride)?;
         // SAFETY: `bytes` is not null, and the header asks for pointers to write to.
         unsafe {
             bytes.write(layout.bytes);
@@ -81,7 +84,7 @@ pub unsafe extern "C" fn dfn_generate(
     guard(|| {
         set_warnings(c"".into());
         // SAFETY: the header asks for an open pipeline that nobody frees meanwhile, for structs of
-        // `struct_size` bytes and for text that ends in NUL.
+        // `struct_size` bytes, for text that ends in NUL and for pictures of as many bytes as they say.
         let (pipeline, params, request, result_size) = unsafe {
             let pipeline = current(pipeline)?;
             let params = read_struct(params)?;
@@ -92,7 +95,7 @@ pub unsafe extern "C" fn dfn_generate(
             (pipeline, params, request(&params)?, result_size)
         };
         check_not_null(pixels, "pixels")?;
-        let layout = Layout::new(&pipeline, &params, row_stride)?;
+        let layout = Layout::new(&pipeline, &request, params.num_images, row_stride)?;
         if pixels_len < layout.bytes {
             let expected = format!("at least {} bytes", layout.bytes);
             return Err(Failure::argument("pixels_len", expected, pixels_len));

@@ -1,8 +1,7 @@
 //! Where pictures lie in the caller's memory.
 
-use diffusion_core::{Pipeline, RgbImage};
+use diffusion_core::{GenerateRequest, Pipeline, RgbImage};
 
-use crate::params::{dfn_generate_params, sized};
 use crate::pipeline::narrow;
 use crate::status::Failure;
 
@@ -23,18 +22,19 @@ pub(crate) struct Layout {
 impl Layout {
     pub(crate) fn new(
         pipeline: &Pipeline,
-        params: &dfn_generate_params,
+        request: &GenerateRequest,
+        num_images: u32,
         row_stride: usize,
     ) -> Result<Self, Failure> {
-        let (width, height) = pipeline.image_size(&sized(params))?;
+        let (width, height) = pipeline.output_size(request)?;
         let (width, height) = narrow(width, height)?;
-        if params.num_images == 0 {
+        if num_images == 0 {
             return Err(Failure::argument("num_images", "at least 1", 0));
         }
         let too_big = || {
             let found = format!(
                 "{} of {width} x {height} pixels, rows {row_stride} bytes apart",
-                params.num_images
+                num_images
             );
             Failure::argument("pixels", "pictures that memory can hold", found)
         };
@@ -48,7 +48,7 @@ impl Layout {
             }
         };
         let bytes = (height as usize)
-            .checked_mul(params.num_images as usize)
+            .checked_mul(num_images as usize)
             .and_then(|rows| rows.checked_sub(1)?.checked_mul(stride))
             .and_then(|above| above.checked_add(row_bytes))
             // The most that one object in memory may have.

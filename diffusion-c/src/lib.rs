@@ -22,6 +22,7 @@ pub mod pipeline;
 pub mod changes;
 
 pub mod params;
+mod pictures;
 
 pub mod generate;
 

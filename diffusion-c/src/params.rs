@@ -9,6 +9,8 @@ use diffusion_core::{GenerateRequest, PictureSizes};
 
 pub use crate::abi::dfn_bool;
 use crate::abi::{Versioned, optional_text, text, write_struct};
+pub use crate::pictures::dfn_picture;
+use crate::pictures::start;
 use crate::status::{Failure, dfn_status, guard};
 
 /// Where a run is. The library owns it; it is valid during the call of the progress function.
@@ -146,6 +148,37 @@ pub struct dfn_generate_params {
     pub aesthetic_score: f64,
     /// The same beside the negative prompt. Default: 2.5.
     pub negative_aesthetic_score: f64,
+    /// What the run starts from: RGBA8, of which the alpha does not count. It is brought to `width` and `height`,
+    /// which default to its own, rounded down to multiples of the model's factor. Default: none.
+    pub image: dfn_picture,
+    /// A byte for each pixel of `image`: what is bright (128 and more) changes, the rest keeps its pixels. Default:
+    /// none, and all changes.
+    pub mask: dfn_picture,
+    /// How much of `image` changes, from 0 to 1, where `has_strength` is 1; otherwise it must be 0.
+    pub strength: f64,
+    /// How soft the edge of the mask is: the deviation of a Gaussian in pixels, from 0 to 1024. 0: hard, and 4
+    /// with `margins`.
+    pub mask_blur: f64,
+    /// Pixels around the mask, where `has_only_masked` is 1; otherwise it must be 0.
+    pub only_masked: u32,
+    /// Left, top, right, bottom: by how many pixels `image` grows, to sides that are multiples of the model's factor.
+    /// Default: 0.
+    pub margins: [u32; 4],
+    /// 1: `strength`. 0: 0.8, and 1 with a mask, with margins and for models that change pictures as told. Default: 0.
+    pub has_strength: dfn_bool,
+    /// 1: works on the mask and `only_masked` pixels around it alone, at `width` and `height`, which default to the
+    /// model's own then. Default: 0.
+    pub has_only_masked: dfn_bool,
+    /// A second pass in a larger size, which keeps what the first one found; pixels. 0: none.
+    pub hires_width: u32,
+    /// Pixels, as `hires_width`.
+    pub hires_height: u32,
+    /// How much the second pass changes, from 0 to 1. 0: 0.7.
+    pub hires_strength: f64,
+    /// Gives guided pictures back the contrast that guidance takes, from 0 to 1. Default: 0.
+    pub guidance_rescale: f64,
+    /// How far the picture follows `image`, for models that change pictures as told. Default: 1.5.
+    pub image_guidance_scale: f64,
 }
 
 // SAFETY: `repr(C)`, a `usize` first, numbers, raw pointers and a nullable function pointer.
@@ -176,6 +209,19 @@ unsafe impl Versioned for dfn_generate_params {
         has_negative_sizes: 0,
         aesthetic_score: 6.0,
         negative_aesthetic_score: 2.5,
+        image: dfn_picture::NONE,
+        mask: dfn_picture::NONE,
+        strength: 0.0,
+        mask_blur: 0.0,
+        only_masked: 0,
+        margins: [0; 4],
+        has_strength: 0,
+        has_only_masked: 0,
+        hires_width: 0,
+        hires_height: 0,
+        hires_strength: 0.0,
+        guidance_rescale: 0.0,
+        image_guidance_scale: 1.5,
     };
 }
 
@@ -233,22 +279,10 @@ pub unsafe extern "C" fn dfn_generate_params_default(
     })
 }
 
-/// A request of the parameters' size, without a prompt.
-pub(crate) fn sized(params: &dfn_generate_params) -> GenerateRequest {
-    let mut request = GenerateRequest::txt2img("");
-    if params.width != 0 {
-        request = request.width(params.width as usize);
-    }
-    if params.height != 0 {
-        request = request.height(params.height as usize);
-    }
-    request
-}
-
 /// The request that the parameters describe.
 ///
 /// # Safety
-/// Each text is null or ends in NUL.
+/// Each text is null or ends in NUL, and the pictures' pixels are null or as many as they say.
 pub(crate) unsafe fn request(params: &dfn_generate_params) -> Result<GenerateRequest, Failure> {
     // SAFETY: the caller's promise.
     let (prompt, prompt_2, negative_prompt, negative_prompt_2, scheduler) = unsafe {
@@ -260,12 +294,15 @@ pub(crate) unsafe fn request(params: &dfn_generate_params) -> Result<GenerateReq
             optional_text(params.scheduler, "scheduler")?,
         )
     };
-    let mut request = sized(params)
+    // SAFETY: the caller's promise.
+    let mut request = unsafe { start(params) }?
         .prompt(prompt)
         .num_steps(params.num_steps as usize)
         .num_images(params.num_images as usize)
         .batch_size(params.batch_size as usize)
         .guidance_scale(params.guidance_scale)
+        .guidance_rescale(params.guidance_rescale)
+        .image_guidance_scale(params.image_guidance_scale)
         .sizes(params.sizes.read("sizes")?)
         .aesthetic_score(params.aesthetic_score)
         .negative_aesthetic_score(params.negative_aesthetic_score);

@@ -32,15 +32,19 @@ import loras
 import networks
 import parameters
 import pictures
+import perturbed
 import plans
 import published
 import runs
 import safety
 import schedulers
 import sdxl
+import seamless
+import shrink
 import single_files
 import sigma_schedules
 import text
+import tiling
 import tiny_models
 import together
 import toy_runs
@@ -66,6 +70,10 @@ def main():
         "blocks": networks.blocks,
         "variants": networks.variants,
         "vae": networks.vaes,
+        "tiling": tiling.make,
+        "seamless": seamless.make,
+        "shrink": shrink.make,
+        "perturbed": perturbed.make,
         "single_files": single_files.make,
         "gradients": gradients.make,
         "loras": loras.make,

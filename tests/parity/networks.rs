@@ -9,7 +9,7 @@ use diffusion_tests::{
     Golden, TOLERANCE, TestResult, assert_close, copy_folder, golden_json, golden_path, model_path,
 };
 
-fn open_unet(model: &str) -> TestResult<UNet> {
+pub(crate) fn open_unet(model: &str) -> TestResult<UNet> {
     let part = DiffusersFolder::open(model_path(model), None)?.required("unet")?;
     let config = UNetConfig::from_json(&part.config_path, &part.config)?;
     Ok(UNet::new(
@@ -95,7 +95,7 @@ fn every_configuration_switch() -> TestResult {
     Ok(())
 }
 
-fn open_vae(model: &str, variant: Option<&str>) -> TestResult<Vae> {
+pub(crate) fn open_vae(model: &str, variant: Option<&str>) -> TestResult<Vae> {
     let part = DiffusersFolder::open(model_path(model), variant)?.required("vae")?;
     let weights = part.open_weights()?;
     Ok(Vae::new(

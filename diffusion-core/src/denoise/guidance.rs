@@ -4,7 +4,10 @@ use std::ops::Range;
 
 use candle_core::{D, DType, Tensor};
 
-use super::{Channels, Controls, Denoiser, Estimate, Guidance, ImagePrompt, NoiseSchedule};
+use super::{
+    Channels, Controls, DeepShrink, Denoiser, Estimate, Guidance, ImagePrompt, NoiseSchedule,
+    Perturbation,
+};
 use crate::config::PerLevel;
 use crate::error::{Error, Result};
 use crate::model::{TextTime, UNet, UNetInput};
@@ -105,6 +108,8 @@ pub struct Guided<'a> {
     all: Option<Parts>,
     timestep_cond: Option<Tensor>,
     controls: Controls<'a>,
+    perturbation: Option<Perturbation>,
+    deep_shrink: Option<DeepShrink>,
     /// The number of the step and how many there are, once a run says so.
     step: Option<(usize, usize)>,
 }
@@ -194,6 +199,8 @@ impl<'a> Guided<'a> {
                 .map(|dim| guidance_embedding(guidance.scale, batch, dim, device))
                 .transpose()?,
             controls: Controls::default(),
+            perturbation: None,
+            deep_shrink: None,
             step: None,
         })
     }
@@ -204,21 +211,41 @@ impl<'a> Guided<'a> {
         Self { controls, ..self }
     }
 
-    /// What the UNet says, for each of `parts` one after another.
+    /// The same with guidance away from perturbed self-attention.
+    pub fn with_perturbation(self, perturbation: Option<Perturbation>) -> Self {
+        Self {
+            perturbation,
+            ..self
+        }
+    }
+
+    /// The same with smaller inner levels in a part of the run.
+    pub fn with_deep_shrink(self, deep_shrink: Option<DeepShrink>) -> Self {
+        Self {
+            deep_shrink,
+            ..self
+        }
+    }
+
+    /// What the UNet says, for each of `parts` one after another, and what perturbed self-attention adds to it, if
+    /// anything.
     fn outputs(
         &self,
         latents: &Tensor,
         sigma: f64,
         timestep: f64,
         parts: &Parts,
-    ) -> Result<Tensor> {
+    ) -> Result<(Vec<Tensor>, Option<Tensor>)> {
         let scaled = (latents * self.noise.input_scale(sigma))?;
         let sample = Tensor::cat(&vec![&scaled; parts.count], 0)?;
         let timesteps = [timestep];
+        let num_timesteps = self.noise.num_train_timesteps();
+        let shrink = |shrink: DeepShrink| shrink.at(timestep, num_timesteps);
         let input = UNetInput {
             text_time: parts.text_time.as_ref(),
             timestep_cond: self.timestep_cond.as_ref(),
             image_attention: Some(&parts.image_attention),
+            shrink: self.deep_shrink.and_then(shrink),
             ..UNetInput::new(&sample, &timesteps, &parts.context)
         };
         let residuals = self.controls.residuals(&input, self.step, parts.count)?;
@@ -226,12 +253,28 @@ impl<'a> Guided<'a> {
             Some(channels) => &Tensor::cat(&[&sample, channels], 1)?,
             None => &sample,
         };
-        let output = self.unet.forward(&UNetInput {
+        let input = UNetInput {
             sample: with_channels,
             residuals: residuals.as_ref(),
             ..input
-        })?;
-        Ok(output.to_dtype(DType::F32)?)
+        };
+        let outputs = self.unet.forward(&input)?.to_dtype(DType::F32)?;
+        let outputs = outputs.chunk(parts.count, 0)?;
+        let push = match (&self.perturbation, outputs.last()) {
+            (Some(perturbation), Some(prompted)) => {
+                perturbation.push(self.unet, &input, prompted, timestep)?
+            }
+            _ => None,
+        };
+        Ok((outputs, push))
+    }
+}
+
+/// The answer with what is added to it, if anything.
+fn pushed(output: Tensor, push: Option<Tensor>) -> Result<Tensor> {
+    match push {
+        Some(push) => Ok((output + push)?),
+        None => Ok(output),
     }
 }
 
@@ -304,15 +347,16 @@ impl Denoiser for Guided<'_> {
     fn denoise(&mut self, latents: &Tensor, sigma: f64, timestep: f64) -> Result<Estimate> {
         let is_guided = self.guidance.scale_at(self.step) > 1.0 || self.needs_unconditional;
         let (Some(all), true) = (&self.all, is_guided) else {
-            let output = self.outputs(latents, sigma, timestep, &self.prompted)?;
+            let (outputs, push) = self.outputs(latents, sigma, timestep, &self.prompted)?;
+            let output = pushed(outputs[0].clone(), push)?;
             return Ok(Estimate {
                 denoised: self.noise.denoised(latents, &output, sigma)?,
                 unconditional: None,
             });
         };
-        let outputs = self.outputs(latents, sigma, timestep, all)?;
-        let outputs = outputs.chunk(all.count, 0)?;
-        let guided = self.guidance.combine(&outputs, self.step)?;
+        let (outputs, push) = self.outputs(latents, sigma, timestep, all)?;
+        let guided = pushed(self.guidance.combine(&outputs, self.step)?, push)?;
+        let guided = self.guidance.rescaled(guided, &outputs[all.count - 1])?;
         Ok(Estimate {
             denoised: self.noise.denoised(latents, &guided, sigma)?,
             unconditional: Some(self.noise.denoised(latents, &outputs[0], sigma)?),

@@ -2,11 +2,13 @@
 
 mod channels;
 mod controls;
+mod deep_shrink;
 mod guidance;
 mod image_prompt;
 mod inpaint;
 mod lerp;
 mod noise_config;
+mod perturbation;
 mod scales;
 mod schedule;
 
@@ -14,12 +16,15 @@ use candle_core::Tensor;
 
 pub use channels::Channels;
 pub use controls::{Controls, FeatureControl, NetControl, Window};
+pub use deep_shrink::DeepShrink;
 pub(crate) use guidance::row_for_each;
 pub use guidance::{Conditioning, Guided};
 pub use image_prompt::ImagePrompt;
 pub use inpaint::Inpaint;
 pub use noise_config::{BetaSchedule, NoiseForm, NoiseScheduleConfig, PredictionType};
+pub use perturbation::Perturbation;
 pub use scales::Guidance;
+pub(crate) use scales::MAX_SCALE;
 pub use schedule::{NoiseSchedule, ZERO_SNR_SIGMA};
 pub(crate) use schedule::{flow_to_sigma, shifted};
 

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::model::UNet;
 
 /// Far beyond any use, and far below what f32 holds.
-const MAX_SCALE: f64 = 1e6;
+pub(crate) const MAX_SCALE: f64 = 1e6;
 
 /// What keeps a division by the size of an answer finite.
 const TINY: f64 = 1e-8;
@@ -145,7 +145,7 @@ impl Guidance {
             return Err(Error::argument("outputs", "two or three", outputs.len()));
         };
         let scale = self.scale_at(step);
-        let guided = match (outputs, self.zero_star) {
+        Ok(match (outputs, self.zero_star) {
             ([_, picture, _], _) => {
                 let text = ((positive - picture)? * scale)?;
                 let picture = ((picture - negative)? * self.image_scale)?;
@@ -159,7 +159,11 @@ impl Guidance {
                 let negative = fitted(negative, positive)?;
                 (&negative + ((positive - &negative)? * scale)?)?
             }
-        };
+        })
+    }
+
+    /// A guided answer with [`rescale`](Self::rescale)'s share of the contrast of the one with the prompt.
+    pub(super) fn rescaled(&self, guided: Tensor, positive: &Tensor) -> Result<Tensor> {
         match self.rescale {
             0.0 => Ok(guided),
             share => {

@@ -209,7 +209,8 @@ impl ControlNet {
         self.embedding.forward(&Activation::from_nchw(&images)?)
     }
 
-    /// What the UNet of the same `input` adds. Guidance embeddings and residuals of `input` are not read.
+    /// What the UNet of the same `input` adds. Guidance embeddings, residuals and perturbed layers of `input` are not
+    /// read.
     ///
     /// Guess mode weakens the residuals the more the higher their resolution, so that a picture alone, without
     /// a prompt, is followed and not copied: scales of one to ten, evenly by their logarithm.
@@ -226,11 +227,12 @@ impl ControlNet {
         scale: f64,
         guess_mode: bool,
     ) -> Result<ControlResiduals> {
-        // Pictures as prompts are for the UNet, whose layers have the same names.
+        // Pictures as prompts and perturbed layers are the UNet's, whose layers have the same names.
         let input = UNetInput {
             timestep_cond: None,
             image_attention: None,
             residuals: None,
+            perturbed: None,
             ..*input
         };
         let encoded = self.encoder.forward(&input, Some(hint))?;

@@ -19,6 +19,6 @@ pub use safety_checker::{SafetyChecker, SafetyReport};
 pub use t2i_adapter::{AdapterType, T2iAdapter, T2iAdapterConfig};
 pub use tokenizer::{Encoding, Tokenizer};
 pub use unet::{
-    ControlResiduals, CrossAttention, TextTime, UNet, UNetConfig, UNetInput, UNetResiduals,
+    ControlResiduals, CrossAttention, Shrink, TextTime, UNet, UNetConfig, UNetInput, UNetResiduals,
 };
-pub use vae::{AutoencoderKl, AutoencoderTiny, Posterior, Vae};
+pub use vae::{AutoencoderKl, AutoencoderTiny, Posterior, Vae, VaeTiling};

@@ -2,6 +2,7 @@
 
 use candle_core::{Device, Tensor};
 
+use super::seamless::{Seamless, wrap};
 use super::{Activation, Linear, LowRank, Params};
 use crate::error::{Error, Result};
 
@@ -37,7 +38,7 @@ pub struct Conv2dConfig {
     pub kernel: (usize, usize),
     /// Step between output pixels, in both directions.
     pub stride: usize,
-    /// Zeros around the input.
+    /// Zeros around the input; where the model is [`Seamless`], its opposite side.
     pub padding: Padding,
     /// Whether there is a bias.
     pub bias: bool,
@@ -94,6 +95,7 @@ enum Kind {
         bias: Option<Tensor>,
         low_rank: Vec<LowRank>,
         config: Conv2dConfig,
+        seamless: Seamless,
     },
 }
 
@@ -130,6 +132,7 @@ impl Conv2d {
                 bias,
                 low_rank: params.low_rank(),
                 config,
+                seamless: params.seamless(),
             },
         })
     }
@@ -149,8 +152,9 @@ impl Conv2d {
                 bias,
                 low_rank,
                 config,
+                seamless,
             } => {
-                let padded = pad(x.tensor(), config)?;
+                let padded = pad(x.tensor(), config, *seamless)?;
                 let mut y = convolve(&padded, weight, config)?;
                 if let Some(bias) = bias {
                     y = y.broadcast_add(&bias.to_dtype(x.dtype())?)?;
@@ -182,7 +186,7 @@ fn flatten_kernels(weight: &Tensor) -> Result<Tensor> {
 }
 
 /// The picture with its padding, and just as many rows and columns as the kernel reads.
-fn pad(picture: &Tensor, config: &Conv2dConfig) -> Result<Tensor> {
+fn pad(picture: &Tensor, config: &Conv2dConfig, seamless: Seamless) -> Result<Tensor> {
     let Conv2dConfig {
         kernel,
         stride,
@@ -190,20 +194,22 @@ fn pad(picture: &Tensor, config: &Conv2dConfig) -> Result<Tensor> {
         ..
     } = *config;
     let sides = [
-        (1, kernel.0, padding.top, padding.bottom),
-        (2, kernel.1, padding.left, padding.right),
+        (1, kernel.0, padding.top, padding.bottom, seamless.y),
+        (2, kernel.1, padding.left, padding.right, seamless.x),
     ];
     let mut picture = picture.clone();
-    for (dim, kernel, before, after) in sides {
+    for (dim, kernel, before, after, wraps) in sides {
         let len = picture.dim(dim)? + before + after;
         if len < kernel {
             let expected = format!("a side of at least {kernel} pixels with padding");
             return Err(Error::argument("picture", expected, len));
         }
         let read = (len - kernel) / stride * stride + kernel;
-        picture = picture
-            .pad_with_zeros(dim, before, after)?
-            .narrow(dim, 0, read)?;
+        let padded = match wraps {
+            true => wrap(&picture, dim, before, after)?,
+            false => picture.pad_with_zeros(dim, before, after)?,
+        };
+        picture = padded.narrow(dim, 0, read)?;
     }
     Ok(picture)
 }
@@ -374,7 +380,12 @@ mod tests {
 
     #[test]
     fn both_ways_agree_in_value_and_gradient() -> Result<()> {
-        for (stride, height, width) in [(1, 6, 7), (2, 8, 7), (2, 7, 8), (3, 9, 8)] {
+        for (stride, height, width, seamless) in [
+            (1, 6, 7, Seamless::NONE),
+            (2, 8, 7, Seamless::NONE),
+            (2, 7, 8, Seamless::BOTH),
+            (3, 9, 8, Seamless { x: true, y: false }),
+        ] {
             let config = Conv2dConfig::same(3).with_stride(stride).without_bias();
             let x = Tensor::from_vec(
                 random(2 * height * width * 3, 1),
@@ -383,7 +394,7 @@ mod tests {
             )?;
             let weight = Tensor::from_vec(random(4 * 27, 2), (4, 3, 3, 3), &Device::Cpu)?;
             let (x, weight) = (Var::from_tensor(&x)?, Var::from_tensor(&weight)?);
-            let padded = pad(&x, &config)?;
+            let padded = pad(&x, &config, seamless)?;
             let mut results = Vec::new();
             for y in [
                 convolve_by_patches(&padded, &flatten_kernels(&weight)?, &config)?,

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{Activation, Mask, attention};
+use super::{Activation, Mask, PerturbedAttention, attention};
 use crate::error::Result;
 
 /// Keys and values of a picture for one cross-attention layer.
@@ -31,19 +31,42 @@ impl ImageAttention {
         self.layers.entry(path.into()).or_default().push(pictures);
     }
 
+    /// The same with each key and value changed.
+    ///
+    /// # Errors
+    /// What `change` returns.
+    pub fn map(&self, change: impl Fn(&Activation) -> Result<Activation>) -> Result<Self> {
+        let picture = |picture: &ImageKeyValue| {
+            Ok(ImageKeyValue {
+                key: change(&picture.key)?,
+                value: change(&picture.value)?,
+                scale: picture.scale,
+            })
+        };
+        let layers = self.layers.iter().map(|(path, pictures)| {
+            let pictures = pictures.iter().map(picture).collect::<Result<_>>()?;
+            Ok((path.clone(), pictures))
+        });
+        Ok(Self {
+            layers: layers.collect::<Result<_>>()?,
+        })
+    }
+
     /// The pictures of the transformer block at `path`.
     pub fn at(&self, path: &str) -> &[ImageKeyValue] {
         self.layers.get(path).map_or(&[], Vec::as_slice)
     }
 }
 
-/// What the cross-attention layers of a model attend to.
+/// What the attention layers of a model are told.
 #[derive(Debug, Clone, Copy)]
 pub struct Context<'a> {
     /// `(batch, tokens, cross_attention_dim)`.
     pub text: &'a Activation,
     /// Pictures beside it.
     pub pictures: Option<&'a ImageAttention>,
+    /// Self-attention layers that are perturbed.
+    pub perturbed: Option<&'a PerturbedAttention>,
 }
 
 impl<'a> Context<'a> {
@@ -52,6 +75,7 @@ impl<'a> Context<'a> {
         Self {
             text,
             pictures: None,
+            perturbed: None,
         }
     }
 }

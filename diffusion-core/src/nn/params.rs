@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::{LowRank, LowRanks};
+use super::{LowRank, LowRanks, Seamless};
 use crate::error::{Error, Result, ShapeMismatch, WeightsError};
 
 /// A named set of tensors: a file, several files, or a map in memory.
@@ -44,6 +44,11 @@ pub trait TensorSource {
         Vec::new()
     }
 
+    /// How convolutions treat the sides of pictures. Default: zeros are around them.
+    fn seamless(&self) -> Seamless {
+        Seamless::NONE
+    }
+
     /// Free text that the source carries beside its tensors, by name. Default: none.
     fn metadata(&self) -> BTreeMap<String, String> {
         BTreeMap::new()
@@ -68,6 +73,7 @@ pub type NamedTensors = HashMap<String, Tensor>;
 pub struct Weights {
     tensors: Arc<NamedTensors>,
     low_rank: Arc<LowRanks>,
+    seamless: Seamless,
     dtype: DType,
     device: Device,
 }
@@ -79,6 +85,7 @@ impl Weights {
         Self {
             tensors,
             low_rank: Arc::default(),
+            seamless: Seamless::NONE,
             dtype,
             device,
         }
@@ -102,6 +109,14 @@ impl Weights {
     /// What is added to layers where they run.
     pub fn low_rank(&self) -> &LowRanks {
         &self.low_rank
+    }
+
+    /// The same weights, for a model whose pictures go on at their opposite side.
+    pub fn with_seamless(&self, seamless: Seamless) -> Self {
+        Self {
+            seamless,
+            ..self.clone()
+        }
     }
 
     /// The same weights with changes.
@@ -150,6 +165,10 @@ impl TensorSource for Weights {
 
     fn low_rank(&self, layer: &str) -> Vec<LowRank> {
         self.low_rank.get(layer).cloned().unwrap_or_default()
+    }
+
+    fn seamless(&self) -> Seamless {
+        self.seamless
     }
 }
 
@@ -352,6 +371,11 @@ impl Params<'_> {
         changes
     }
 
+    /// How convolutions treat the sides of pictures.
+    pub fn seamless(&self) -> Seamless {
+        self.root.source.seamless()
+    }
+
     /// A tensor without memory behind it; `build` fails before anybody reads it.
     fn stand_in(&self, shape: &[usize]) -> Result<Tensor> {
         Ok(Tensor::zeros((), self.root.dtype, self.root.device)?.broadcast_as(shape)?)
@@ -368,6 +392,7 @@ impl Params<'_> {
         Weights {
             tensors: Arc::new(record.loaded.clone()),
             low_rank: Arc::new(record.low_rank.clone()),
+            seamless: self.seamless(),
             dtype: self.root.dtype,
             device: self.root.device.clone(),
         }

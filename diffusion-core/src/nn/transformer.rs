@@ -1,5 +1,7 @@
 //! The spatial transformer: self-attention, cross-attention and a gated feed-forward layer.
 
+use candle_core::Tensor;
+
 use super::image_attention::{ImageKeyValue, add_pictures};
 use super::{
     Activation, ActivationFunction, Context, GroupNorm, LayerNorm, Linear, Mask, Params, attention,
@@ -79,6 +81,30 @@ impl Attention {
     /// [`Error::Tensor`](crate::Error::Tensor) if the shapes do not fit.
     pub fn forward(&self, x: &Activation, context: Option<&Activation>) -> Result<Activation> {
         self.forward_with_pictures(x, context.unwrap_or(x), &[])
+    }
+
+    /// Attends to `x` itself, and from the image `first_row` of the batch on each token to itself alone.
+    ///
+    /// # Shapes
+    /// As [`forward`](Self::forward).
+    ///
+    /// # Errors
+    /// [`Error::Tensor`](crate::Error::Tensor) if the shapes do not fit.
+    pub fn forward_perturbed(&self, x: &Activation, first_row: usize) -> Result<Activation> {
+        let batch = x.tensor().dim(0)?;
+        let first_row = first_row.min(batch);
+        let rows = |start: usize, len: usize| {
+            Ok::<_, Error>(Activation::new(x.tensor().narrow(0, start, len)?))
+        };
+        let mut parts = Vec::new();
+        if first_row > 0 {
+            parts.push(self.forward(&rows(0, first_row)?, None)?.into_tensor());
+        }
+        if first_row < batch {
+            let values = self.to_v.forward(&rows(first_row, batch - first_row)?)?;
+            parts.push(self.to_out.forward(&values)?.into_tensor());
+        }
+        Ok(Activation::new(Tensor::cat(&parts, 0)?))
     }
 
     /// Attends to `context` and, with the same queries, to pictures.
@@ -203,8 +229,14 @@ impl TransformerBlock {
     }
 
     fn forward(&self, x: &Activation, context: Context<'_>) -> Result<Activation> {
-        let first_context = self.only_cross_attention.then_some(context.text);
-        let x = x.add(&self.attn1.forward(&self.norm1.forward(x)?, first_context)?)?;
+        let normed = self.norm1.forward(x)?;
+        let perturbed = context.perturbed.and_then(|p| p.first_row_at(&self.path));
+        let attended = match (self.only_cross_attention, perturbed) {
+            (true, _) => self.attn1.forward(&normed, Some(context.text))?,
+            (false, Some(first_row)) => self.attn1.forward_perturbed(&normed, first_row)?,
+            (false, None) => self.attn1.forward(&normed, None)?,
+        };
+        let x = x.add(&attended)?;
         let pictures = context.pictures.map_or(&[][..], |all| all.at(&self.path));
         let normed = self.norm2.forward(&x)?;
         let attended = self

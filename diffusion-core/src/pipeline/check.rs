@@ -96,9 +96,12 @@ impl Pipeline {
         self.check_pictures(request)?;
         self.check_image_prompts(request)?;
         self.check_controls(request)?;
+        self.check_networks(request)?;
         let (width, height) = self.image_size(request)?;
         let has_controls = !request.controls.is_empty();
-        self.check_memory(width, height, batch_size.min(num_images), has_controls)?;
+        let vae = self.vae_of(request)?;
+        let at_once = batch_size.min(num_images);
+        self.check_memory(&vae, (width, height), at_once, has_controls)?;
         let latents =
             self.check_latents("latents", request.latents.as_ref(), request, width, height)?;
         let noise = self.check_latents("noise", request.noise.as_ref(), request, width, height)?;

@@ -47,6 +47,24 @@ impl Pipeline {
         })
     }
 
+    /// `(width, height)` of the pictures that a request results in: that of its second pass, that of the whole
+    /// picture of which a part is worked on, or that of its [run](Self::image_size).
+    ///
+    /// # Errors
+    /// As [`image_size`](Self::image_size).
+    pub fn output_size(&self, request: &GenerateRequest) -> Result<(usize, usize)> {
+        if let Some(hires) = &request.hires {
+            return Ok(hires.size);
+        }
+        match (&request.image, request.inpainting.only_masked) {
+            (Some(InitImage::Pictures(pictures)), Some(_)) if !pictures.is_empty() => {
+                let (width, height) = pictures[0].dimensions();
+                Ok((width as usize, height as usize))
+            }
+            _ => self.image_size(request),
+        }
+    }
+
     pub(super) fn check_pictures(&self, request: &GenerateRequest) -> Result<()> {
         let inputs = self.inputs()?;
         match (&request.image, inputs) {

@@ -108,7 +108,7 @@ impl From<Tensor> for ControlImage {
 /// ```
 #[derive(Debug, Clone)]
 pub struct Control {
-    model: ControlModel,
+    pub(super) model: ControlModel,
     image: ControlImage,
     scale: f64,
     window: Window,

@@ -3,25 +3,33 @@
 use super::Pipeline;
 use crate::device::available_memory;
 use crate::error::{Error, Result};
+use crate::model::Vae;
+use crate::nn::scores_at_once;
 
 /// Copies of a layer's activation that live at once at the peak: input, its padded or re-laid form,
 /// output, and the shortcut.
 const LIVE_COPIES: u64 = 6;
 /// Bytes of an f32.
 const F32: u64 = 4;
-/// Blocks of attention scores: elements, as bytes, in the three forms that softmax passes through.
-const ATTENTION_BLOCK: u64 = 3 * F32 * (1 << 24);
+/// Colours of a pixel.
+const RGB: u64 = 3;
+/// Bytes of an attention score in the three forms that softmax passes through.
+const SCORE: u64 = 3 * F32;
 
 impl Pipeline {
     /// About how many bytes a run needs at its peak beside the weights, for pictures of `width` x `height`
     /// worked on `batch_size` at once. Saturates for absurd sizes.
     pub fn memory_estimate(&self, width: usize, height: usize, batch_size: usize) -> u64 {
+        self.run_estimate(&self.vae, (width, height), batch_size)
+    }
+
+    fn run_estimate(&self, vae: &Vae, (width, height): (usize, usize), batch_size: usize) -> u64 {
         let (width, height, batch) = (width as u64, height as u64, batch_size as u64);
         let pixels = width.saturating_mul(height).saturating_mul(batch);
-        let bytes = |pixels: u64, channels: usize| {
-            pixels.saturating_mul(channels as u64).saturating_mul(F32)
-        };
-        let decode = bytes(pixels, self.vae.peak_channels()).saturating_mul(LIVE_COPIES);
+        let bytes = |values: u64| values.saturating_mul(F32).saturating_mul(LIVE_COPIES);
+        // Of tiles, more than the picture is no longer the most.
+        let decode = bytes(vae.peak_values(height, width, batch))
+            .saturating_add(bytes(pixels.saturating_mul(RGB)));
 
         let levels = self.level_bytes(pixels);
         // On the way up a level reads its own and its skip's channels; the feed-forward layers of
@@ -29,7 +37,10 @@ impl Pipeline {
         let widest = levels.iter().max().map_or(0, |most| most.saturating_mul(8));
         let step = skip_bytes(&levels)
             .saturating_add(widest.saturating_mul(2))
-            .saturating_add(ATTENTION_BLOCK);
+            .saturating_add(
+                scores_at_once(self.latent_pixels(width.saturating_mul(height)))
+                    .saturating_mul(SCORE),
+            );
         decode.max(step)
     }
 
@@ -40,10 +51,13 @@ impl Pipeline {
         skip_bytes(&levels).saturating_mul(2)
     }
 
+    fn latent_pixels(&self, pixels: u64) -> u64 {
+        pixels / (self.vae.downscale() as u64).pow(2).max(1)
+    }
+
     /// Bytes of an activation of the UNet under guidance, level by level.
     fn level_bytes(&self, pixels: u64) -> Vec<u64> {
-        let factor = (self.vae.downscale() as u64).pow(2).max(1);
-        let latent_pixels = (pixels / factor).saturating_mul(2);
+        let latent_pixels = self.latent_pixels(pixels).saturating_mul(2);
         let channels = self.unet.config().block_out_channels.iter();
         let bytes = channels.enumerate().map(|(level, &channels)| {
             let pixels = latent_pixels >> (2 * level);
@@ -55,8 +69,8 @@ impl Pipeline {
     /// Refuses a run that cannot fit. On devices of their own memory only the noise is made on the host.
     pub(super) fn check_memory(
         &self,
-        width: usize,
-        height: usize,
+        vae: &Vae,
+        (width, height): (usize, usize),
         batch_size: usize,
         has_controls: bool,
     ) -> Result<()> {
@@ -65,7 +79,7 @@ impl Pipeline {
                 true => self.residuals_estimate(width, height, batch_size),
                 false => 0,
             };
-            let run = self.memory_estimate(width, height, batch_size);
+            let run = self.run_estimate(vae, (width, height), batch_size);
             run.saturating_add(residuals)
         } else {
             let pixels = (width as u64).saturating_mul(height as u64);

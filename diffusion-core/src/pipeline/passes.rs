@@ -65,8 +65,7 @@ impl Pipeline {
                 InitImage::Latents(interpolate(&first.latents, size, how)?)
             }
             Upscaler::Pixels(resampling) => {
-                let pictures =
-                    self.decode_batches(&first.latents, request.batch_size, &mut warnings)?;
+                let pictures = self.decode_batches(&first.latents, request, &mut warnings)?;
                 let larger = pictures
                     .iter()
                     .map(|p| media::resize(p, width as u32, height as u32, resampling));

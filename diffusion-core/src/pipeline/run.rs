@@ -16,6 +16,7 @@ use super::{
 use crate::denoise::{Denoiser, Guided, Inpaint, row_for_each};
 use crate::error::{Error, Result};
 use crate::media;
+use crate::model::Vae;
 use crate::rng::{BrownianNoise, ImageRngs, NoiseKind, NoiseSource};
 
 /// Latents that a run came to.
@@ -68,7 +69,7 @@ impl Pipeline {
         } = self.generate_latents(request, progress)?;
         let start = Instant::now();
         let latents = estimate.unwrap_or(latents);
-        let images = self.decode_batches(&latents, request.batch_size, &mut warnings)?;
+        let images = self.decode_batches(&latents, request, &mut warnings)?;
         let images = self.paste_back(request, images)?;
         timings.decode = start.elapsed();
         Ok(Generated {
@@ -99,19 +100,20 @@ impl Pipeline {
             .collect())
     }
 
-    /// Pictures from latents, some at once.
+    /// A request's pictures from their latents, as many at once as it says.
     pub(super) fn decode_batches(
         &self,
         latents: &Tensor,
-        batch_size: usize,
+        request: &GenerateRequest,
         warnings: &mut Vec<Warning>,
     ) -> Result<Vec<RgbImage>> {
-        let num_images = latents.dim(0)?;
+        let (num_images, batch_size) = (latents.dim(0)?, request.batch_size);
+        let vae = self.vae_of(request)?;
         let mut images = Vec::with_capacity(num_images);
         for first in (0..num_images).step_by(batch_size) {
             let count = batch_size.min(num_images - first);
-            let (decoded, more) = self.decode(&latents.narrow(0, first, count)?)?;
-            images.extend(decoded);
+            let (decoded, more) = self.decode_by(&vae, &latents.narrow(0, first, count)?)?;
+            images.extend(media::to_rgb8(&decoded)?);
             warnings.extend(more);
         }
         warnings.dedup();
@@ -196,7 +198,11 @@ impl Pipeline {
     /// # Errors
     /// [`Error::InvalidArgument`] if the shape does not fit.
     pub fn decode_tensor(&self, latents: &Tensor) -> Result<(Tensor, Vec<Warning>)> {
-        let channels = self.vae.latent_channels();
+        self.decode_by(&self.vae, latents)
+    }
+
+    fn decode_by(&self, vae: &Vae, latents: &Tensor) -> Result<(Tensor, Vec<Warning>)> {
+        let channels = vae.latent_channels();
         match latents.dims() {
             &[_, found, _, _] if found == channels && latents.elem_count() > 0 => {}
             dims => {
@@ -204,12 +210,12 @@ impl Pipeline {
                 return Err(Error::argument("latents", expected, format!("{dims:?}")));
             }
         }
-        let latents = self.vae.unscale(latents)?;
-        let image = self.vae.decode(&latents)?;
-        if self.vae.compute_dtype() == DType::F32 || media::is_finite(&image)? {
+        let latents = vae.unscale(latents)?;
+        let image = vae.decode(&latents)?;
+        if vae.compute_dtype() == DType::F32 || media::is_finite(&image)? {
             return Ok((image, Vec::new()));
         }
-        let image = self.vae.with_compute_dtype(DType::F32).decode(&latents)?;
+        let image = vae.with_compute_dtype(DType::F32).decode(&latents)?;
         Ok((image, vec![Warning::DecodedInF32]))
     }
 
@@ -244,6 +250,7 @@ impl Pipeline {
         conditioning.check_rows(num_images)?;
         self.check_windows(request, sigmas.len() - 1)?;
         let controls = self.read_controls(request, (width, height))?;
+        let (unet, perturbation) = (self.unet_of(request)?, self.perturbation_of(request)?);
         let mut batches = Vec::new();
         let mut estimates = Vec::new();
         request.check_cancelled()?;
@@ -265,7 +272,7 @@ impl Pipeline {
                 continue;
             }
             let guided = Guided::new(
-                &self.unet,
+                &unet,
                 &noise,
                 &conditioning.of_images(&images, num_images)?,
                 begin.channels.as_ref(),
@@ -273,7 +280,9 @@ impl Pipeline {
                 scheduler.needs_unconditional(),
                 images.len(),
             )?
-            .with_controls(controls.of_images(&images)?);
+            .with_controls(controls.of_images(&images)?)
+            .with_perturbation(perturbation.clone())
+            .with_deep_shrink(request.deep_shrink);
             let mut denoiser = match (begin.mask, begin.clean) {
                 (Some(mask), Some(clean)) => {
                     Masked::Inpaint(Inpaint::new(guided, mask, clean, begin.noise, from_noise))

@@ -1,9 +1,10 @@
 //! The blocks on the way down, in the middle and on the way up.
 
+use super::shrink::Skips;
 use crate::error::{Error, Result};
 use crate::nn::{
     Activation, Context, Downsample, Params, ResnetBlock, ResnetConfig, Transformer2d,
-    TransformerConfig, Upsample,
+    TransformerConfig, Upsample, resize_bicubic,
 };
 
 /// What the blocks of one level share.
@@ -105,7 +106,7 @@ impl DownBlock {
         x: &Activation,
         cond: Conditioning<'_>,
         feature: Option<&Activation>,
-        skips: &mut Vec<Activation>,
+        skips: &mut Skips,
     ) -> Result<Activation> {
         let last_layer = self.layers.len().saturating_sub(1);
         let place = match &self.downsampler {
@@ -118,12 +119,11 @@ impl DownBlock {
         };
         let mut x = x.clone();
         for (i, layer) in self.layers.iter().enumerate() {
-            x = with_feature(layer.forward(&x, cond)?, i)?;
-            skips.push(x.clone());
+            x = skips.keep(with_feature(layer.forward(&x, cond)?, i)?)?;
         }
         if let Some(downsampler) = &self.downsampler {
-            x = with_feature(downsampler.forward(&x)?, self.layers.len())?;
-            skips.push(x.clone());
+            let smaller = with_feature(downsampler.forward(&x)?, self.layers.len())?;
+            x = skips.keep(smaller)?;
         }
         Ok(x)
     }
@@ -213,8 +213,8 @@ impl UpBlock {
         Ok(Self { layers, upsampler })
     }
 
-    /// Takes its skips from the end of `skips`. The picture grows to the size of the next of them, which
-    /// is twice its own but for odd sizes.
+    /// Takes its skips from the end of `skips`, and the size of those that are larger. The picture grows to the size
+    /// of the next of them, which is twice its own but for odd sizes.
     pub(super) fn forward(
         &self,
         x: &Activation,
@@ -226,6 +226,8 @@ impl UpBlock {
             let skip = skips.pop().ok_or_else(|| {
                 Error::argument("layers_per_block", "as many skips up as down", "fewer")
             })?;
+            let (height, width) = skip.size()?;
+            x = resize_bicubic(&x, height, width)?;
             x = layer.forward(&x.cat_channels(&skip)?, cond)?;
         }
         match &self.upsampler {

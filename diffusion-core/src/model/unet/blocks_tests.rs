@@ -115,9 +115,10 @@ fn down_blocks() -> TestResult {
         let case = Case::open(name)?;
         let level = level(cross_attention);
         let block = case.build(|p| DownBlock::new(p, 16, &level, &[1, 1], Some(1)))?;
-        let mut skips = Vec::new();
+        let mut skips = Skips::default();
         let output = case.run(|x, cond| block.forward(x, cond, None, &mut skips))?;
         case.assert_close(&output, "out")?;
+        let skips = skips.list;
         assert_eq!(skips.len(), 3);
         for (i, skip) in skips.iter().enumerate() {
             case.assert_close(skip, &format!("out_res.{i}"))?;

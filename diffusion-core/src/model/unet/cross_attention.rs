@@ -18,18 +18,24 @@ const TO_KEY: &str = ".attn2.to_k.weight";
 
 /// Those of a model, in diffusers' order.
 pub(super) fn of(weights: &Weights) -> Vec<CrossAttention> {
-    let found = weights.tensors().iter().filter_map(|(name, tensor)| {
-        let path = name.strip_suffix(TO_KEY)?.to_owned();
-        let (inner, context) = tensor.dims2().ok()?;
-        Some(CrossAttention {
-            path,
-            inner,
-            context,
-        })
+    let blocks = blocks_with(weights, TO_KEY).into_iter();
+    let layers = blocks.map(|(path, (inner, context))| CrossAttention {
+        path,
+        inner,
+        context,
     });
-    let mut layers: Vec<_> = found.collect();
-    layers.sort_by_cached_key(|layer| order(&layer.path));
-    layers
+    layers.collect()
+}
+
+/// The transformer blocks that have a matrix of a name, and its shape, in diffusers' order.
+pub(super) fn blocks_with(weights: &Weights, suffix: &str) -> Vec<(String, (usize, usize))> {
+    let found = weights.tensors().iter().filter_map(|(name, tensor)| {
+        let path = name.strip_suffix(suffix)?.to_owned();
+        Some((path, tensor.dims2().ok()?))
+    });
+    let mut blocks: Vec<_> = found.collect();
+    blocks.sort_by_cached_key(|(path, _)| order(path));
+    blocks
 }
 
 /// diffusers lists the modules of its UNet as its constructor made them: the middle comes last.

@@ -4,12 +4,13 @@ use candle_core::{D, DType, Tensor};
 
 use super::blocks::{Conditioning, DownBlock, MidBlock};
 use super::levels::Levels;
+use super::shrink::Skips;
 use super::{AdditionEmbedType, UNetConfig, UNetInput};
 use crate::device::compute_dtype;
 use crate::error::{Error, Result};
 use crate::nn::{
-    Activation, Context, Conv2d, Conv2dConfig, ImageAttention, Params, TimestepEmbedding,
-    sinusoidal_embedding,
+    Activation, Context, Conv2d, Conv2dConfig, ImageAttention, Params, PerturbedAttention,
+    TimestepEmbedding, sinusoidal_embedding,
 };
 
 /// What UNet and ControlNet share: first convolution, timestep, levels on the way down, middle.
@@ -30,6 +31,7 @@ pub(in crate::model) struct Encoded<'a> {
     temb: Activation,
     text: Activation,
     pictures: Option<&'a ImageAttention>,
+    perturbed: Option<&'a PerturbedAttention>,
     /// Outputs of the first convolution and of each block of the levels, in order.
     pub(in crate::model) skips: Vec<Activation>,
     /// The middle's output.
@@ -44,6 +46,7 @@ impl Encoded<'_> {
             context: Context {
                 text: &self.text,
                 pictures: self.pictures,
+                perturbed: self.perturbed,
             },
         }
     }
@@ -115,15 +118,19 @@ impl Encoder {
         input: &UNetInput<'a>,
         hint: Option<&Activation>,
     ) -> Result<Encoded<'a>> {
+        if let Some(shrink) = input.shrink {
+            shrink.check(self.config.skip_channels()?.len())?;
+        }
         let batch = input.sample.dim(0)?;
         let temb = self.embed(input, batch)?;
         let text = Activation::new(input.encoder_hidden_states.to_dtype(self.dtype)?);
-        let pictures = input.image_attention;
+        let (pictures, perturbed) = (input.image_attention, input.perturbed);
         let cond = Conditioning {
             temb: &temb,
             context: Context {
                 text: &text,
                 pictures,
+                perturbed,
             },
         };
         let mut x = Activation::from_nchw(&input.sample.to_dtype(self.dtype)?)?;
@@ -135,7 +142,11 @@ impl Encoder {
             x = x.broadcast_add(hint)?;
         }
         let mut features = input.residuals.iter().flat_map(|r| &r.features);
-        let mut skips = vec![x.clone()];
+        let mut skips = Skips {
+            shrink: input.shrink,
+            ..Skips::default()
+        };
+        x = skips.keep(x)?;
         for block in &self.down_blocks {
             x = block.forward(&x, cond, features.next(), &mut skips)?;
         }
@@ -150,7 +161,8 @@ impl Encoder {
             temb,
             text,
             pictures,
-            skips,
+            perturbed,
+            skips: skips.list,
         })
     }
 

@@ -5,7 +5,9 @@ mod config;
 mod cross_attention;
 mod encoder;
 mod levels;
+mod perturbed;
 mod residuals;
+mod shrink;
 
 use candle_core::{DType, Device, Tensor};
 
@@ -15,10 +17,12 @@ pub use cross_attention::CrossAttention;
 pub(super) use encoder::Encoder;
 use levels::Levels;
 pub use residuals::{ControlResiduals, UNetResiduals};
+pub use shrink::Shrink;
 
 use crate::error::Result;
 use crate::nn::{
-    Conv2d, Conv2dConfig, GroupNorm, ImageAttention, Params, TensorSource, WeightChanges, Weights,
+    Conv2d, Conv2dConfig, GroupNorm, ImageAttention, Params, PerturbedAttention, Seamless,
+    TensorSource, WeightChanges, Weights,
 };
 
 /// What SDXL is told beside the text.
@@ -48,6 +52,10 @@ pub struct UNetInput<'a> {
     pub image_attention: Option<&'a ImageAttention>,
     /// What ControlNets and T2I-Adapters add.
     pub residuals: Option<&'a UNetResiduals>,
+    /// Self-attention layers that are perturbed.
+    pub perturbed: Option<&'a PerturbedAttention>,
+    /// Inner levels at a lower resolution.
+    pub shrink: Option<Shrink>,
 }
 
 impl<'a> UNetInput<'a> {
@@ -65,6 +73,8 @@ impl<'a> UNetInput<'a> {
             timestep_cond: None,
             image_attention: None,
             residuals: None,
+            perturbed: None,
+            shrink: None,
         }
     }
 }
@@ -143,6 +153,16 @@ impl UNet {
         Self::new(config, &weights, weights.dtype(), weights.device())
     }
 
+    /// The same model, in the same memory, for pictures that go on at their opposite side.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`](crate::Error::Tensor) if the device fails.
+    pub fn with_seamless(&self, seamless: Seamless) -> Result<Self> {
+        let weights = self.weights.with_seamless(seamless);
+        let config = self.config().clone();
+        Self::new(config, &weights, weights.dtype(), weights.device())
+    }
+
     /// The configuration that the model was built from.
     pub fn config(&self) -> &UNetConfig {
         self.encoder.config()
@@ -154,6 +174,14 @@ impl UNet {
         cross_attention::of(&self.weights)
     }
 
+    /// Checks that the model can work on smaller inner levels like this.
+    ///
+    /// # Errors
+    /// [`InvalidArgument`](crate::Error::InvalidArgument) for a block or factor out of range.
+    pub fn check_shrink(&self, shrink: Shrink) -> Result<()> {
+        shrink.check(self.config().skip_channels()?.len())
+    }
+
     /// One evaluation.
     ///
     /// # Shapes
@@ -161,8 +189,8 @@ impl UNet {
     /// any; odd ones are met by upsampling to the size of the level above.
     ///
     /// # Errors
-    /// [`InvalidArgument`](crate::Error::InvalidArgument) if the number of timesteps, the added conditioning or
-    /// residuals do not fit, [`Tensor`](crate::Error::Tensor) if a shape does not.
+    /// [`InvalidArgument`](crate::Error::InvalidArgument) if the number of timesteps, the added conditioning,
+    /// residuals or `shrink` do not fit, [`Tensor`](crate::Error::Tensor) if a shape does not.
     pub fn forward(&self, input: &UNetInput<'_>) -> Result<Tensor> {
         let mut encoded = self.encoder.forward(input, None)?;
         if let Some(control) = input.residuals.and_then(|r| r.control.as_ref()) {

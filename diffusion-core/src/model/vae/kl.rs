@@ -6,13 +6,15 @@ use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::Posterior;
+use super::tiling::{Join, Portions, Scale};
+use super::{Posterior, VaeTiling};
 use crate::config::{check_levels, parse_model, require_defaults};
 use crate::device::compute_dtype;
 use crate::error::{Error, Result};
 use crate::nn::{
     Activation, ActivationFunction, Attention, AttentionConfig, Conv2d, Conv2dConfig, Downsample,
-    GroupNorm, Params, ResnetBlock, ResnetConfig, TensorSource, TimeScaleShift, Upsample,
+    GroupNorm, Params, ResnetBlock, ResnetConfig, Seamless, TensorSource, TimeScaleShift, Upsample,
+    Weights,
 };
 
 /// Epsilon of all norms.
@@ -326,6 +328,8 @@ pub struct AutoencoderKl {
     decoder: Decoder,
     config: AutoencoderKlConfig,
     dtype: DType,
+    portions: Portions,
+    weights: Weights,
 }
 
 impl AutoencoderKl {
@@ -362,6 +366,8 @@ impl AutoencoderKl {
                 post_quant_conv: conv("post_quant_conv", config.use_post_quant_conv, latent)?,
                 decoder: params.at("decoder", |p| Decoder::new(p, &config))?,
                 dtype: compute_dtype(device, dtype),
+                portions: Portions::default(),
+                weights: params.weights(),
                 config,
             })
         })
@@ -385,6 +391,63 @@ impl AutoencoderKl {
         }
     }
 
+    /// The same weights, working in tiles or not. Default: [`VaeTiling::Auto`].
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for tiles of another size than [`VaeTiling`] allows.
+    pub fn with_tiling(&self, tiling: VaeTiling) -> Result<Self> {
+        let portions = Portions {
+            tiling,
+            ..self.portions
+        };
+        portions.check(self.config.downscale())?;
+        Ok(Self {
+            portions,
+            ..self.clone()
+        })
+    }
+
+    /// The same weights, working off one picture of a batch at a time or all at once, which is the default. On the CPU
+    /// the bits are the same, but for pictures of less than about 80 pixels a side.
+    pub fn with_slicing(&self, slicing: bool) -> Self {
+        let portions = Portions {
+            slicing,
+            ..self.portions
+        };
+        Self {
+            portions,
+            ..self.clone()
+        }
+    }
+
+    /// The same weights for pictures that go on at their opposite side.
+    pub(super) fn with_seamless(&self, seamless: Seamless) -> Result<Self> {
+        let weights = self.weights.with_seamless(seamless);
+        let config = self.config.clone();
+        Ok(Self {
+            dtype: self.dtype,
+            portions: self.portions,
+            ..Self::new(config, &weights, weights.dtype(), weights.device())?
+        })
+    }
+
+    pub(super) fn seamless(&self) -> Seamless {
+        self.weights.seamless()
+    }
+
+    pub(super) fn portions(&self) -> Portions {
+        self.portions
+    }
+
+    pub(super) fn scale(&self) -> Scale {
+        // The level that doubles to full size still has the channels of the one below.
+        let widest = self.config.block_out_channels.iter().take(2).max();
+        Scale {
+            factor: self.config.downscale(),
+            peak_channels: widest.copied().unwrap_or(0),
+        }
+    }
+
     /// The distribution of a picture's latents, not yet scaled.
     ///
     /// # Shapes
@@ -393,12 +456,17 @@ impl AutoencoderKl {
     /// # Errors
     /// [`Error::Tensor`] if the shape does not fit.
     pub fn encode(&self, images: &Tensor) -> Result<Posterior> {
-        let x = Activation::from_nchw(&images.to_dtype(self.dtype)?)?;
-        let mut moments = self.encoder.forward(&x, self.config.act_fn)?;
-        if let Some(conv) = &self.quant_conv {
-            moments = conv.forward(&moments)?;
-        }
-        let halves = moments.to_nchw()?.to_dtype(DType::F32)?.chunk(2, 1)?;
+        let moments = self
+            .portions
+            .encode(images, self.scale(), Join::Fade, |images| {
+                let x = Activation::from_nchw(&images.to_dtype(self.dtype)?)?;
+                let mut moments = self.encoder.forward(&x, self.config.act_fn)?;
+                if let Some(conv) = &self.quant_conv {
+                    moments = conv.forward(&moments)?;
+                }
+                Ok(moments.to_nchw()?.to_dtype(DType::F32)?)
+            })?;
+        let halves = moments.chunk(2, 1)?;
         let logvar = halves[1].clamp(-30.0, 20.0)?;
         Ok(Posterior {
             mean: halves[0].contiguous()?,
@@ -414,14 +482,14 @@ impl AutoencoderKl {
     /// # Errors
     /// [`Error::Tensor`] if the shape does not fit.
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
-        let mut x = Activation::from_nchw(&latents.to_dtype(self.dtype)?)?;
-        if let Some(conv) = &self.post_quant_conv {
-            x = conv.forward(&x)?;
-        }
-        Ok(self
-            .decoder
-            .forward(&x, self.config.act_fn)?
-            .to_nchw()?
-            .to_dtype(DType::F32)?)
+        self.portions
+            .decode(latents, self.scale(), Join::Fade, |latents| {
+                let mut x = Activation::from_nchw(&latents.to_dtype(self.dtype)?)?;
+                if let Some(conv) = &self.post_quant_conv {
+                    x = conv.forward(&x)?;
+                }
+                let image = self.decoder.forward(&x, self.config.act_fn)?;
+                Ok(image.to_nchw()?.to_dtype(DType::F32)?)
+            })
     }
 }

@@ -1,6 +1,8 @@
 //! Autoencoders between pictures and latents.
 
 mod kl;
+mod preview;
+mod tiling;
 mod tiny;
 
 use std::path::Path;
@@ -9,10 +11,13 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 
 pub use kl::{AutoencoderKl, AutoencoderKlConfig};
+pub use preview::{LatentRgb, latents_to_rgb};
+pub use tiling::VaeTiling;
+use tiling::{Margin, Portions, Ratio, Scale};
 pub use tiny::{AutoencoderTiny, AutoencoderTinyConfig};
 
 use crate::error::{Error, Result};
-use crate::nn::TensorSource;
+use crate::nn::{Seamless, TensorSource};
 
 /// The distribution of latents that an encoder gives for a picture: Gaussian, each value by itself.
 #[derive(Debug, Clone)]
@@ -52,7 +57,7 @@ pub enum Vae {
     /// Stable Diffusion's own.
     Kl(Box<AutoencoderKl>),
     /// A distilled one: a hundredth of the work, slightly softer pictures.
-    Tiny(AutoencoderTiny),
+    Tiny(Box<AutoencoderTiny>),
 }
 
 impl Vae {
@@ -79,9 +84,9 @@ impl Vae {
             }
             Some("AutoencoderTiny") => {
                 let config = AutoencoderTinyConfig::from_json(config_path, config)?;
-                Ok(Self::Tiny(AutoencoderTiny::new(
+                Ok(Self::Tiny(Box::new(AutoencoderTiny::new(
                     config, source, dtype, device,
-                )?))
+                )?)))
             }
             other => Err(Error::unsupported(
                 format!(
@@ -109,20 +114,17 @@ impl Vae {
         }
     }
 
-    /// Values in the widest activation of a decode, for each pixel of the picture.
-    pub(crate) fn peak_channels(&self) -> usize {
+    /// Values of the widest activation of a decode of pictures of `height` x `width` pixels.
+    pub(crate) fn peak_values(&self, height: u64, width: u64, batch: u64) -> u64 {
+        let (portions, scale) = self.portions();
+        portions.peak_values(scale, height, width, batch)
+    }
+
+    fn portions(&self) -> (Portions, Scale) {
         match self {
-            // The level that doubles to full size still has the channels of the one below.
-            Self::Kl(vae) => vae
-                .config()
-                .block_out_channels
-                .iter()
-                .take(2)
-                .copied()
-                .max(),
-            Self::Tiny(vae) => vae.config().decoder_block_out_channels.last().copied(),
+            Self::Kl(vae) => (vae.portions(), vae.scale()),
+            Self::Tiny(vae) => (vae.portions(), vae.scale()),
         }
-        .unwrap_or(0)
     }
 
     /// The number format of the arithmetic, which need not be that of the weights.
@@ -137,8 +139,53 @@ impl Vae {
     pub fn with_compute_dtype(&self, dtype: DType) -> Self {
         match self {
             Self::Kl(vae) => Self::Kl(Box::new(vae.with_compute_dtype(dtype))),
-            Self::Tiny(vae) => Self::Tiny(vae.with_compute_dtype(dtype)),
+            Self::Tiny(vae) => Self::Tiny(Box::new(vae.with_compute_dtype(dtype))),
         }
+    }
+
+    /// The same weights, working in tiles or not. Default: [`VaeTiling::Auto`].
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for tiles of another size than [`VaeTiling`] allows.
+    pub fn with_tiling(&self, tiling: VaeTiling) -> Result<Self> {
+        Ok(match self {
+            Self::Kl(vae) => Self::Kl(Box::new(vae.with_tiling(tiling)?)),
+            Self::Tiny(vae) => Self::Tiny(Box::new(vae.with_tiling(tiling)?)),
+        })
+    }
+
+    /// The same weights, working off one picture of a batch at a time or all at once, which is the default. On the CPU
+    /// the bits are the same, but for pictures of less than about 80 pixels a side.
+    pub fn with_slicing(&self, slicing: bool) -> Self {
+        match self {
+            Self::Kl(vae) => Self::Kl(Box::new(vae.with_slicing(slicing))),
+            Self::Tiny(vae) => Self::Tiny(Box::new(vae.with_slicing(slicing))),
+        }
+    }
+
+    /// The same weights, in the same memory, for pictures that go on at their opposite side.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] if the device fails.
+    pub fn with_seamless(&self, seamless: Seamless) -> Result<Self> {
+        Ok(match self {
+            Self::Kl(vae) => Self::Kl(Box::new(vae.with_seamless(seamless)?)),
+            Self::Tiny(vae) => Self::Tiny(Box::new(vae.with_seamless(seamless)?)),
+        })
+    }
+
+    fn seamless(&self) -> Seamless {
+        match self {
+            Self::Kl(vae) => vae.seamless(),
+            Self::Tiny(vae) => vae.seamless(),
+        }
+    }
+
+    /// What is beyond the sides of pictures that go on there and are worked off in tiles: a margin of their opposite
+    /// sides, for tiles do not know it.
+    fn margin(&self, x: &Tensor, ratio: Ratio) -> Result<Option<Margin>> {
+        let (portions, scale) = self.portions();
+        Margin::new(self.seamless(), portions, scale, ratio, x)
     }
 
     fn scaling(&self) -> (f64, f64) {
@@ -156,6 +203,15 @@ impl Vae {
     /// # Errors
     /// [`Error::Tensor`] if the shape does not fit.
     pub fn encode(&self, images: &Tensor) -> Result<Posterior> {
+        if let Some(margin) = self.margin(images, Ratio::encode(self.downscale()))? {
+            let Posterior { mean, logvar } = self
+                .with_seamless(Seamless::NONE)?
+                .encode(&margin.around(images)?)?;
+            return Ok(Posterior {
+                mean: margin.cut(&mean)?,
+                logvar: logvar.map(|logvar| margin.cut(&logvar)).transpose()?,
+            });
+        }
         match self {
             Self::Kl(vae) => vae.encode(images),
             Self::Tiny(vae) => Ok(Posterior {
@@ -192,6 +248,10 @@ impl Vae {
     /// # Errors
     /// [`Error::Tensor`] if the shape does not fit.
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
+        if let Some(margin) = self.margin(latents, Ratio::decode(self.downscale()))? {
+            let plain = self.with_seamless(Seamless::NONE)?;
+            return margin.cut(&plain.decode(&margin.around(latents)?)?);
+        }
         match self {
             Self::Kl(vae) => vae.decode(latents),
             Self::Tiny(vae) => vae.decode(latents),

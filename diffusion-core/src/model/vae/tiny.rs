@@ -6,11 +6,14 @@ use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::VaeTiling;
+use super::tiling::{Join, Portions, Scale};
 use crate::config::{check_levels, parse_model, require_defaults};
 use crate::device::compute_dtype;
 use crate::error::{Error, Result};
 use crate::nn::{
-    Activation, ActivationFunction, Conv2d, Conv2dConfig, Params, TensorSource, upsample_nearest,
+    Activation, ActivationFunction, Conv2d, Conv2dConfig, Params, Seamless, TensorSource, Weights,
+    upsample_nearest,
 };
 
 /// The `config.json` of an `AutoencoderTiny`, field by field as diffusers names them.
@@ -211,6 +214,8 @@ pub struct AutoencoderTiny {
     decoder: Vec<Layer>,
     config: AutoencoderTinyConfig,
     dtype: DType,
+    portions: Portions,
+    weights: Weights,
 }
 
 impl AutoencoderTiny {
@@ -231,6 +236,8 @@ impl AutoencoderTiny {
                 encoder: params.at("encoder", |p| encoder(p, &config))?,
                 decoder: params.at("decoder", |p| decoder(p, &config))?,
                 dtype: compute_dtype(device, dtype),
+                portions: Portions::default(),
+                weights: params.weights(),
                 config,
             })
         })
@@ -254,6 +261,62 @@ impl AutoencoderTiny {
         }
     }
 
+    /// The same weights, working in tiles or not. Default: [`VaeTiling::Auto`].
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for tiles of another size than [`VaeTiling`] allows.
+    pub fn with_tiling(&self, tiling: VaeTiling) -> Result<Self> {
+        let portions = Portions {
+            tiling,
+            ..self.portions
+        };
+        portions.check(self.config.downscale())?;
+        Ok(Self {
+            portions,
+            ..self.clone()
+        })
+    }
+
+    /// The same weights, working off one picture of a batch at a time or all at once, which is the default. On the CPU
+    /// the bits are the same, but for pictures of less than about 80 pixels a side.
+    pub fn with_slicing(&self, slicing: bool) -> Self {
+        let portions = Portions {
+            slicing,
+            ..self.portions
+        };
+        Self {
+            portions,
+            ..self.clone()
+        }
+    }
+
+    /// The same weights for pictures that go on at their opposite side.
+    pub(super) fn with_seamless(&self, seamless: Seamless) -> Result<Self> {
+        let weights = self.weights.with_seamless(seamless);
+        let config = self.config.clone();
+        Ok(Self {
+            dtype: self.dtype,
+            portions: self.portions,
+            ..Self::new(config, &weights, weights.dtype(), weights.device())?
+        })
+    }
+
+    pub(super) fn seamless(&self) -> Seamless {
+        self.weights.seamless()
+    }
+
+    pub(super) fn portions(&self) -> Portions {
+        self.portions
+    }
+
+    pub(super) fn scale(&self) -> Scale {
+        let widest = self.config.decoder_block_out_channels.last();
+        Scale {
+            factor: self.config.downscale(),
+            peak_channels: widest.copied().unwrap_or(0),
+        }
+    }
+
     /// Latents of a picture, not yet scaled.
     ///
     /// # Shapes
@@ -263,10 +326,13 @@ impl AutoencoderTiny {
     /// # Errors
     /// [`Error::Tensor`] if the shape does not fit.
     pub fn encode(&self, images: &Tensor) -> Result<Tensor> {
-        // TAESD itself works on pictures in [0, 1].
-        let unit = images.to_dtype(self.dtype)?.affine(0.5, 0.5)?;
-        let x = run(&self.encoder, Activation::from_nchw(&unit)?)?;
-        Ok(x.to_nchw()?.to_dtype(DType::F32)?)
+        self.portions
+            .encode(images, self.scale(), Join::Paint, |images| {
+                // TAESD itself works on pictures in [0, 1].
+                let unit = images.to_dtype(self.dtype)?.affine(0.5, 0.5)?;
+                let x = run(&self.encoder, Activation::from_nchw(&unit)?)?;
+                Ok(x.to_nchw()?.to_dtype(DType::F32)?)
+            })
     }
 
     /// Pictures from unscaled latents.
@@ -277,9 +343,12 @@ impl AutoencoderTiny {
     /// # Errors
     /// [`Error::Tensor`] if the shape does not fit.
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
-        let bounded = ((latents.to_dtype(self.dtype)? / 3.0)?.tanh()? * 3.0)?;
-        let x = run(&self.decoder, Activation::from_nchw(&bounded)?)?;
-        Ok(x.affine(2.0, -1.0)?.to_nchw()?.to_dtype(DType::F32)?)
+        self.portions
+            .decode(latents, self.scale(), Join::Paint, |latents| {
+                let bounded = ((latents.to_dtype(self.dtype)? / 3.0)?.tanh()? * 3.0)?;
+                let x = run(&self.decoder, Activation::from_nchw(&bounded)?)?;
+                Ok(x.affine(2.0, -1.0)?.to_nchw()?.to_dtype(DType::F32)?)
+            })
     }
 }
 

@@ -187,7 +187,10 @@ fn sampler_label(scheduler: &dyn Scheduler) -> (String, Option<&'static str>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::denoise::DeepShrink;
     use crate::media::{Margins, Resampling, ResizeMode};
+    use crate::model::VaeTiling;
+    use crate::nn::Seamless;
     use crate::{Hires, MaskedContent, PictureSizes, Upscaler};
 
     /// A request with no field as by default, and what is not data left out.
@@ -221,6 +224,13 @@ mod tests {
         .guidance_curve([1.0, 2.5])
         .guidance_interval(0.25, 0.75)
         .guidance_rescale(0.5)
+        .pag_scale(3.0)
+        .pag_adaptive_scale(0.01)
+        .pag_layers(["mid", "up"])
+        .deep_shrink(DeepShrink::default())
+        .seamless(Seamless { x: true, y: false })
+        .vae_tiling(VaeTiling::Off)
+        .vae_slicing(true)
         .image_guidance_scale(1.25)
         .cfg_zero_star(2)
         .variation(u64::MAX, 0.5)

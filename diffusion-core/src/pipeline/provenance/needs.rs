@@ -44,6 +44,13 @@ pub(super) fn note_pictures(request: &GenerateRequest) -> Result<Map<String, Val
         denoising_end: _,
         ip_adapter_images,
         controls,
+        pag_scale: _,
+        pag_adaptive_scale: _,
+        pag_layers: _,
+        deep_shrink: _,
+        seamless: _,
+        vae_tiling: _,
+        vae_slicing: _,
     } = request;
     let images = ip_adapter_images.iter().map(|image| image.note());
     let controls = controls.iter().map(|control| control.note());

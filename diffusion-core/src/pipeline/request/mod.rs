@@ -2,6 +2,7 @@
 
 mod guidance;
 mod hires;
+mod networks;
 mod pictures;
 
 use std::sync::Arc;
@@ -16,8 +17,10 @@ pub(super) use pictures::Inpainting;
 pub use pictures::{InitImage, MaskedContent};
 
 use super::{CancelToken, Control, IpAdapterImage};
-use crate::denoise::Guidance;
+use crate::denoise::{DeepShrink, Guidance};
 use crate::media::{Margins, ResizeMode};
+use crate::model::VaeTiling;
+use crate::nn::Seamless;
 use crate::scheduler::Scheduler;
 
 /// How a request names its scheduler.
@@ -113,6 +116,13 @@ pub struct GenerateRequest {
     pub(super) ip_adapter_images: Vec<IpAdapterImage>,
     #[serde(skip)]
     pub(super) controls: Vec<Control>,
+    pub(super) pag_scale: f64,
+    pub(super) pag_adaptive_scale: f64,
+    pub(super) pag_layers: Vec<String>,
+    pub(super) deep_shrink: Option<DeepShrink>,
+    pub(super) seamless: Seamless,
+    pub(super) vae_tiling: Option<VaeTiling>,
+    pub(super) vae_slicing: bool,
 }
 
 /// Another seed, and how much of its noise counts.
@@ -181,6 +191,13 @@ impl GenerateRequest {
             denoising_end: None,
             ip_adapter_images: Vec::new(),
             controls: Vec::new(),
+            pag_scale: 0.0,
+            pag_adaptive_scale: 0.0,
+            pag_layers: Vec::new(),
+            deep_shrink: None,
+            seamless: Seamless::NONE,
+            vae_tiling: None,
+            vae_slicing: false,
         }
     }
 

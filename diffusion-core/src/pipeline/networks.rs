@@ -1,0 +1,82 @@
+//! The networks as a request wants them.
+
+use std::borrow::Cow;
+
+use super::{ControlModel, GenerateRequest, Pipeline};
+use crate::denoise::{MAX_SCALE, Perturbation};
+use crate::error::{Error, Result};
+use crate::model::{UNet, Vae};
+use crate::nn::Seamless;
+
+/// The layers that are perturbed where a request names none.
+const PAG_LAYERS: &str = "mid";
+
+impl Pipeline {
+    /// The UNet of a request, in the same memory.
+    pub(super) fn unet_of(&self, request: &GenerateRequest) -> Result<Cow<'_, UNet>> {
+        Ok(match request.seamless {
+            Seamless::NONE => Cow::Borrowed(&self.unet),
+            seamless => Cow::Owned(self.unet.with_seamless(seamless)?),
+        })
+    }
+
+    /// The autoencoder of a request, in the same memory.
+    pub(super) fn vae_of(&self, request: &GenerateRequest) -> Result<Cow<'_, Vae>> {
+        let mut vae = Cow::Borrowed(&self.vae);
+        if request.seamless != Seamless::NONE {
+            vae = Cow::Owned(vae.with_seamless(request.seamless)?);
+        }
+        if let Some(tiling) = request.vae_tiling {
+            vae = Cow::Owned(vae.with_tiling(tiling)?);
+        }
+        if request.vae_slicing {
+            vae = Cow::Owned(vae.with_slicing(true));
+        }
+        Ok(vae)
+    }
+
+    /// What a request guides away from.
+    pub(super) fn perturbation_of(
+        &self,
+        request: &GenerateRequest,
+    ) -> Result<Option<Perturbation>> {
+        if request.pag_scale == 0.0 {
+            return Ok(None);
+        }
+        let attention = match request.pag_layers.as_slice() {
+            [] => self.unet.perturbed_attention(&[PAG_LAYERS], 0)?,
+            layers => self.unet.perturbed_attention(layers, 0)?,
+        };
+        Ok(Some(Perturbation {
+            attention,
+            scale: request.pag_scale,
+            adaptive_scale: request.pag_adaptive_scale,
+        }))
+    }
+
+    /// Checks what a request wants of the networks.
+    pub(super) fn check_networks(&self, request: &GenerateRequest) -> Result<()> {
+        for (name, value) in [
+            ("pag_scale", request.pag_scale),
+            ("pag_adaptive_scale", request.pag_adaptive_scale),
+        ] {
+            if !(0.0..=MAX_SCALE).contains(&value) {
+                let expected = format!("a number from 0 to {MAX_SCALE}");
+                return Err(Error::argument(name, expected, value));
+            }
+        }
+        self.perturbation_of(request)?;
+        let Some(deep_shrink) = request.deep_shrink else {
+            return Ok(());
+        };
+        deep_shrink.check(&self.unet)?;
+        let mut models = request.controls.iter().map(|control| &control.model);
+        match models.any(|model| matches!(model, ControlModel::T2iAdapter(_))) {
+            true => Err(Error::unsupported(
+                "deep_shrink with a T2I-Adapter",
+                "its features are of the whole size; leave out one of them, or take a ControlNet",
+            )),
+            false => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! What happens within the networks.
+
+use super::GenerateRequest;
+use crate::denoise::DeepShrink;
+use crate::model::VaeTiling;
+use crate::nn::Seamless;
+
+impl GenerateRequest {
+    /// Perturbed-attention guidance: how far to go away from what the model draws with blind self-attention, finite
+    /// and at least 0. It gives clearer structure, with a prompt or without, for half as much time again (twice
+    /// without guidance). Default: 0, off; usual is 3.
+    pub fn pag_scale(mut self, scale: f64) -> Self {
+        self.pag_scale = scale;
+        self
+    }
+
+    /// What [`pag_scale`](Self::pag_scale) loses with each timestep below 1000, until nothing is left; finite and at
+    /// least 0. Default: 0.
+    pub fn pag_adaptive_scale(mut self, scale: f64) -> Self {
+        self.pag_adaptive_scale = scale;
+        self
+    }
+
+    /// The self-attention layers that are blind, by [parts of their
+    /// names](crate::UNet::perturbed_attention). Default: `mid`.
+    pub fn pag_layers(mut self, layers: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.pag_layers = layers.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Smaller inner levels in the first part of the run, for pictures larger than those that the model was trained
+    /// on: they are then laid out as one picture. Default: off.
+    pub fn deep_shrink(mut self, deep_shrink: DeepShrink) -> Self {
+        self.deep_shrink = Some(deep_shrink);
+        self
+    }
+
+    /// In which directions copies of the picture shall fit side by side. ControlNets do not know of it. Default: in
+    /// none.
+    pub fn seamless(mut self, seamless: Seamless) -> Self {
+        self.seamless = seamless;
+        self
+    }
+
+    /// Whether the autoencoder works in tiles. Default: as the pipeline's own does, which is [`VaeTiling::Auto`] if
+    /// nothing else was set.
+    pub fn vae_tiling(mut self, tiling: VaeTiling) -> Self {
+        self.vae_tiling = Some(tiling);
+        self
+    }
+
+    /// Whether the autoencoder works off one picture of a batch at a time, which takes less memory. Default: no.
+    pub fn vae_slicing(mut self, slicing: bool) -> Self {
+        self.vae_slicing = slicing;
+        self
+    }
+}
