@@ -10,6 +10,7 @@ mod full_size;
 mod full_size_ip_adapters;
 mod gradients;
 mod ip_adapters;
+mod lora_words;
 mod loras;
 mod networks;
 mod published;

@@ -162,6 +162,19 @@ impl Embedding {
     pub fn vectors(&self, part: ModelPart) -> Option<&Tensor> {
         self.parts.get(&part)
     }
+
+    /// Whether another word's vectors are the same.
+    pub(crate) fn has_vectors_of(&self, other: &Self) -> Result<bool> {
+        if !self.parts.keys().eq(other.parts.keys()) {
+            return Ok(false);
+        }
+        for (ours, theirs) in self.parts.values().zip(other.parts.values()) {
+            if ours.dims() != theirs.dims() || ours.to_vec2::<f32>()? != theirs.to_vec2::<f32>()? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
 }
 
 impl fmt::Display for Embedding {
