@@ -6,8 +6,7 @@ use std::ops::ControlFlow;
 use diffusion_core::model::{TextTime, UNetConfig, UNetInput};
 use diffusion_core::nn::{WeightChanges, Weights};
 use diffusion_core::weights::{
-    DiffusersFolder, Embedding, Lora, LoraMode, LoraReport, LoraScale, ModelPart, TensorFile,
-    merge_loras,
+    DiffusersFolder, Embedding, Lora, LoraMode, LoraReport, LoraScale, ModelPart, merge_loras,
 };
 use diffusion_core::{DType, Device, GenerateRequest, Pipeline, Tensor, TextEncoder, UNet};
 use diffusion_tests::{
@@ -35,9 +34,9 @@ fn open_text_encoder(model: &str) -> TestResult<TextEncoder> {
     )?)
 }
 
-fn open_lora(name: &str, config: &Value) -> TestResult<Lora> {
+fn open_lora(name: &str) -> TestResult<Lora> {
     let path = golden_path(&format!("loras/{name}.safetensors"));
-    Ok(Lora::read(&TensorFile::open(path)?, config)?)
+    Ok(Lora::open(path)?)
 }
 
 /// A scale of the table of cases: a number, or numbers for parts and blocks.
@@ -81,7 +80,7 @@ fn text_out(encoder: &TextEncoder, golden: &Golden) -> TestResult<Tensor> {
 }
 
 /// The cases of nothing but products of two matrices.
-const PRODUCTS: [&str; 8] = [
+const PRODUCTS: [&str; 9] = [
     "kohya",
     "processors",
     "layers",
@@ -89,6 +88,7 @@ const PRODUCTS: [&str; 8] = [
     "several",
     "numbered",
     "numbered_attention",
+    "peft_patterns",
     "sdxl_original",
 ];
 
@@ -103,7 +103,10 @@ fn assert_case(case: &Value, golden: &Golden, mode: LoraMode) -> TestResult<Vec<
     let mut files = Vec::new();
     let scales = case["scales"].as_array().ok_or("no scales")?;
     for (scale, letter) in scales.iter().zip(["a", "b"]) {
-        let lora = open_lora(&format!("{name}_{letter}"), &case["config"])?;
+        let lora = match case["folder"].as_bool() {
+            Some(true) => Lora::open(golden_path(&format!("loras/{name}")))?,
+            _ => open_lora(&format!("{name}_{letter}"))?,
+        };
         files.push((lora, scale_of(scale)?));
     }
     let loras: Vec<_> = files.iter().map(|(lora, scale)| (lora, scale)).collect();
@@ -171,7 +174,7 @@ fn every_dialect_and_kind() -> TestResult {
 
 #[test]
 fn the_words_of_a_lora() -> TestResult {
-    let lora = open_lora("numbered_a", &Value::Null)?;
+    let lora = open_lora("numbered_a")?;
     let words: Vec<_> = lora.embeddings().iter().map(|word| word.token()).collect();
     assert_eq!(words, ["<s1>", "<s2>"]);
     Ok(())
@@ -180,7 +183,7 @@ fn the_words_of_a_lora() -> TestResult {
 #[test]
 fn a_lora_of_another_family_is_refused() -> TestResult {
     // The text that this one reads is 40 wide, the model's 32.
-    let lora = open_lora("sdxl_original_a", &Value::Null)?;
+    let lora = open_lora("sdxl_original_a")?;
     let unet = open_unet("sd15")?;
     let parts = [(ModelPart::UNet, unet.weights())];
     let error = merge_loras(&parts, &[(&lora, &1.0.into())], LoraMode::Merged)
@@ -196,7 +199,7 @@ fn a_lora_of_another_family_is_refused() -> TestResult {
 
 #[test]
 fn a_fitting_text_encoder_does_not_hide_another_unet() -> TestResult {
-    let lora = open_lora("numbered_a", &Value::Null)?;
+    let lora = open_lora("numbered_a")?;
     let (unet, encoder) = (open_unet("sdxl")?, open_text_encoder("sd15")?);
     let (unet, encoder) = (unet.weights(), encoder.weights());
     let parts = [(ModelPart::UNet, unet), (ModelPart::TextEncoder, encoder)];
@@ -206,7 +209,7 @@ fn a_fitting_text_encoder_does_not_hide_another_unet() -> TestResult {
 
 #[test]
 fn what_a_model_has_no_place_for_is_reported() -> TestResult {
-    let lora = open_lora("kohya_a", &Value::Null)?;
+    let lora = open_lora("kohya_a")?;
     let unet = open_unet("sd15")?;
     let weights: &Weights = unet.weights();
     let merged = merge_loras(

@@ -17,7 +17,7 @@ use serde_json::Value;
 
 use super::embedding::{self, Embedded, Embedding};
 use super::{OpenOptions, TensorFile, Wanted, locate};
-use crate::config::read_json;
+use crate::config::read_text;
 use crate::error::{Error, Result};
 use crate::nn::TensorSource;
 
@@ -89,18 +89,23 @@ impl Lora {
         let config = file.with_file_name(ADAPTER_CONFIG);
         let is_peft = file.file_name().is_some_and(|name| name == ADAPTER_MODEL);
         let config = match is_peft && config.is_file() {
-            true => read_json(&config)?,
-            false => Value::Null,
+            true => read_text(&config)?,
+            false => Value::Null.to_string(),
         };
-        Self::read(&TensorFile::open(file)?, &config)
+        Self::read_with(&TensorFile::open(file)?, &config)
     }
 
-    /// Reads the adapters of any source. `config` is PEFT's `adapter_config.json`, or null.
+    /// Reads the adapters of any source. `config` is PEFT's `adapter_config.json`, or null. Of the patterns in
+    /// it that fit a module the first counts, in the order that a [`Value`] has; [`open`](Self::open) goes by the file's.
     ///
     /// # Errors
-    /// [`Error::Format`] if tensors that belong together are missing or do not fit each other, or if no key
-    /// is one of an adapter.
+    /// [`Error::Format`] if tensors that belong together are missing or do not fit each other, if no key
+    /// is one of an adapter, or if a pattern of PEFT's is no regular expression of the crate `regex`.
     pub fn read(source: &dyn TensorSource, config: &Value) -> Result<Self> {
+        Self::read_with(source, &config.to_string())
+    }
+
+    fn read_with(source: &dyn TensorSource, config: &str) -> Result<Self> {
         let name = source.name();
         let bad = |reason: String| Error::format(Path::new(&name), reason);
         let mut keys = source.tensor_names();
@@ -109,7 +114,7 @@ impl Lora {
             embeddings,
             keys: of_embeddings,
         } = embedding::embedded(source)?;
-        let peft = PeftSettings::new(&source.metadata(), config);
+        let peft = PeftSettings::new(&source.metadata(), config).map_err(bad)?;
 
         let mut slots = BTreeMap::<Spelled, HashMap<Slot, Tensor>>::new();
         let mut modules = BTreeMap::<Spelled, Vec<String>>::new();
