@@ -384,7 +384,8 @@ def by_formula(pipe):
     changes |= {("unet", norm): plain(n(w)), ("unet", f"{norm}:bias"): plain(n(b))}
     yield "differences", state, {}, 0.9, changes
 
-    # kohya's DoRA scales, for each output and, from older LyCORIS, for each input.
+    # kohya's DoRA scales, for each output and, from older LyCORIS, for each input. ComfyUI moves between the
+    # base and the whole change.
     torch.manual_seed(35)
     state, changes = {}, {}
     for i, (part, path) in enumerate(places):
@@ -404,14 +405,15 @@ def by_formula(pipe):
         delta = product(n(up), n(down)).reshape(module.weight.shape) / RANK
 
         def change(base, scale, delta=delta, lengths=n(lengths), by_input=by_input):
-            assert scale == 1
             changed = base + delta
             rows = np.moveaxis(changed, 1 if by_input else 0, 0)
             rows = np.stack([row / np.linalg.norm(row) * m for row, m in zip(rows, lengths)])
-            return np.moveaxis(rows, 0, 1 if by_input else 0)
+            return base + scale * (np.moveaxis(rows, 0, 1 if by_input else 0) - base)
 
         changes[part, path] = change
     yield "dora_scales", state, {}, 1.0, changes
+    yield "dora_scales_half", state, {}, 0.5, changes
+    yield "dora_scales_against", state, {}, -0.5, changes
 
     # Modules by number, in the order of the diffusers of 2022.
     for name, feed_forward in [("numbered", True), ("numbered_attention", False)]:
