@@ -411,7 +411,7 @@ dfn_status dfn_pipeline_default_size(const struct dfn_pipeline *pipeline,
 
 /**
  * Puts LoRAs, or their relatives, in place of those that were there before, added to the weights. Words of
- * textual inversion that a file brings with it are added, and stay.
+ * textual inversion that a file brings with it come and go with it.
  *
  * `paths`: `count` files, folders as diffusers or PEFT save them, or, in a build with the feature `hub`,
  * ids of the Hugging Face Hub.

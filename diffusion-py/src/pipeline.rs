@@ -64,6 +64,12 @@ impl NativePipeline {
         })
     }
 
+    /// What was assumed of the model, and what of its files is not used.
+    #[getter]
+    fn notes(&self) -> Vec<String> {
+        self.0.current().notes().to_vec()
+    }
+
     /// Name, number of changed modules and unused keys of each LoRA.
     fn loras(&self) -> Vec<(String, usize, Vec<String>)> {
         let pipe = self.0.current();

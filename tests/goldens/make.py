@@ -19,6 +19,7 @@ import brownian
 import comfyui
 import containers
 import controls
+import edm
 import embeddings
 import equations
 import gradients
@@ -69,6 +70,7 @@ def main():
         "ip_adapters": ip_adapters.make,
         "runs": runs.make,
         "sdxl": sdxl.make,
+        "edm": edm.make,
         "lcm": lcm.make,
         "containers": containers.make,
         "controls": controls.make,

@@ -13,6 +13,7 @@ mod ip_adapters;
 mod lora_words;
 mod loras;
 mod networks;
+mod predictions;
 mod published;
 mod rng;
 mod runs;

@@ -26,7 +26,7 @@ const FAMILIES: &[(&str, Family, Task, Dialect, &str)] = {
         ("sd1_pix2pix", Sd1, InstructPix2Pix, Diffusers, "epsilon"),
         ("sd1_lcm", Sd1, TextToImage, Diffusers, "epsilon"),
         ("sd1_bk_small", Sd1, TextToImage, Diffusers, "epsilon"),
-        ("sd2", Sd2, TextToImage, OpenClip, "v_prediction"),
+        ("sd2", Sd2, TextToImage, OpenClip, "epsilon"),
         ("sdxl", Xl, TextToImage, Diffusers, "epsilon"),
         ("sdxl_ssd", Xl, TextToImage, Diffusers, "epsilon"),
         ("refiner", Refiner, TextToImage, OpenClip, "epsilon"),

@@ -350,7 +350,7 @@ fn settings_that_are_not_known_are_named() -> TestResult {
             "vae/config.json",
             "latents_mean",
             json!([0.0]),
-            ErrorKind::Unsupported,
+            ErrorKind::InvalidArgument,
         ),
         (
             "vae/config.json",

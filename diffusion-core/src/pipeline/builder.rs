@@ -199,7 +199,12 @@ impl PipelineBuilder {
         };
         let dtype = check_weights_dtype(self.dtype.unwrap_or(default_dtype))?;
         let checkpoint = self.open_checkpoint()?;
-        let vae = match self.open_vae_files(checkpoint.as_ref())? {
+        let vae_files = self.open_vae_files(checkpoint.as_ref())?;
+        let notes = checkpoint.iter().chain(&vae_files);
+        let notes = notes
+            .flat_map(|files| files.description().notes())
+            .collect();
+        let vae = match vae_files {
             Some(files) => Some(load_vae(&files, dtype, &device)?),
             None => self.vae,
         };
@@ -275,6 +280,7 @@ impl PipelineBuilder {
             device,
             adapters: Adapters::default(),
             sight: Sight::default(),
+            notes,
         };
         if let Some(path) = self.image_encoder {
             pipeline.load_image_encoder(path)?;

@@ -5,8 +5,10 @@ use std::fmt;
 
 use serde_json::{Value, json};
 
+use super::checkpoint::merge;
 use super::configs::Shapes;
 use super::keys::UNetLayout;
+use super::prediction::Prediction;
 use super::{ComponentKind, Dialect};
 
 /// The base models; all others are trained from them.
@@ -175,13 +177,15 @@ impl Model {
 
     /// The `scheduler_config.json` that the family was published with.
     pub(super) fn scheduler_config(&self, prediction: Prediction) -> Value {
+        if let Some(config) = prediction.edm_scheduler() {
+            return config;
+        }
         let mut config = json!({
             "beta_end": 0.012,
             "beta_schedule": "scaled_linear",
             "beta_start": 0.00085,
             "clip_sample": false,
             "num_train_timesteps": 1000,
-            "prediction_type": prediction.name(),
             "set_alpha_to_one": false,
             "steps_offset": 1,
             "timestep_spacing": "leading",
@@ -206,29 +210,8 @@ impl Model {
         if class == "PNDMScheduler" {
             config["skip_prk_steps"] = json!(true);
         }
-        if prediction == Prediction::ZeroSnrVelocity {
-            config["rescale_betas_zero_snr"] = json!(true);
-            config["timestep_spacing"] = json!("trailing");
-        }
+        merge(&mut config, &prediction.settings());
         config
-    }
-}
-
-/// What a model predicts, as far as a file tells.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Prediction {
-    Epsilon,
-    Velocity,
-    /// The velocity, with the last timestep pure noise.
-    ZeroSnrVelocity,
-}
-
-impl Prediction {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Epsilon => "epsilon",
-            Self::Velocity | Self::ZeroSnrVelocity => "v_prediction",
-        }
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use super::keys::{KeyMap, T2iAdapterLayout, UNetLayout, count};
+use super::prediction::MARKERS;
 use super::renamed::Entry;
 
 /// The parts of a model that have weights.
@@ -185,9 +186,6 @@ const LEFTOVERS: &[&str] = &[
     "sqrt_one_minus_alphas_cumprod",
     "sqrt_recip_alphas_cumprod",
     "sqrt_recipm1_alphas_cumprod",
-    // Empty tensors by which trainers of SDXL say what it predicts.
-    "v_pred",
-    "ztsnr",
 ];
 
 /// The same: beginnings of names.
@@ -373,6 +371,7 @@ pub(super) fn is_average(name: &str) -> bool {
 fn is_leftover(name: &str) -> bool {
     let last = name.rsplit('.').next().unwrap_or(name);
     LEFTOVERS.contains(&name)
+        || MARKERS.contains(&name)
         || LEFTOVERS.contains(&last)
         || LEFTOVER_MODULES
             .iter()

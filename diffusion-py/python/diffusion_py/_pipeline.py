@@ -140,12 +140,19 @@ class Pipeline:
         """``(width, height)`` of pictures of calls that name no size, in pixels."""
         return self._native.default_size
 
+    @property
+    def notes(self) -> list[str]:
+        """What the model's file does not say and was assumed, such as what the model predicts, and
+        what of it is not used. Empty for folders in the diffusers layout.
+        """
+        return self._native.notes
+
     def set_loras(self, loras: Loras, *, merged: bool = True) -> None:
         """Puts LoRAs, or their relatives, in place of those that were there before.
 
         Args:
             loras: As in :meth:`from_pretrained`. Several add up. Words that a file brings with it
-                are added, and stay.
+                come and go with it.
             merged: ``True`` adds them to the weights: runs are as fast as without, and changed weights
                 take memory beside the model's own. ``False`` computes them beside the weights in
                 each step, which takes less memory and more time.
