@@ -181,6 +181,31 @@ fn every_tensor_has_a_place_and_every_parameter_a_tensor() -> TestResult {
     Ok(())
 }
 
+#[test]
+fn a_text_encoder_alone_is_told_by_its_width() -> TestResult {
+    use ComponentKind::{TextEncoder, TextEncoder2};
+    let models = models()?;
+    // SD 2 never runs its last layer; SDXL's second encoder, of the same names, has all and its projection.
+    for (name, prefix, kind) in [
+        ("sdxl_base", "conditioner.embedders.1.model.", TextEncoder2),
+        ("sd21", "cond_stage_model.model.", TextEncoder),
+    ] {
+        let model = &models[name];
+        let alone = model.file.iter().filter_map(|(name, shape)| {
+            Some((name.strip_prefix(prefix)?.to_owned(), shape.clone()))
+        });
+        let source = Box::new(Names(alone.collect()));
+        let checkpoint = Checkpoint::from_sources(name, vec![source], &OpenOptions::default())?;
+        assert_eq!(checkpoint.components().collect::<Vec<_>>(), [kind]);
+        assert_eq!(checkpoint.description().unused, [""; 0]);
+        let found = checkpoint.required(kind)?;
+        let expected = &model.parts[kind.folder()].tensors;
+        assert_eq!(shapes(&found.tensors), *expected, "{name}");
+        assert_eq!(asked_for(kind, found.config, &found.tensors)?, *expected);
+    }
+    Ok(())
+}
+
 /// What the published configuration says and the shapes gave must be the same, however it is written.
 fn assert_same_settings(what: &str, ours: &Value, published: &Value) {
     // Named by another class, or without a meaning for the picture.

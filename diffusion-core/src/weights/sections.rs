@@ -6,6 +6,7 @@ use std::fmt;
 use super::keys::{KeyMap, T2iAdapterLayout, UNetLayout, count};
 use super::prediction::MARKERS;
 use super::renamed::Entry;
+use crate::nn::TensorSource;
 
 /// The parts of a model that have weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -205,6 +206,9 @@ const EMA: &str = "model_ema.";
 /// OpenCLIP ViT-H, the text encoder of SD 2, has this many layers, and the last is never run.
 const VIT_H_LAYERS: usize = 24;
 
+/// Width of OpenCLIP ViT-bigG, the second text encoder of SDXL.
+const BIG_G_WIDTH: usize = 1280;
+
 /// A file's tensors, each in its place.
 #[derive(Debug, Default)]
 pub(super) struct Sorted {
@@ -228,10 +232,23 @@ struct Found {
 }
 
 impl Found {
-    fn new(section: &'static Section, names: &BTreeSet<String>) -> Self {
+    fn new(
+        section: &'static Section,
+        names: &BTreeSet<String>,
+        tensors: &dyn TensorSource,
+    ) -> Self {
         let has = |name: &str| names.contains(&format!("{}{name}", section.prefix));
+        // A text encoder's file of its own does not say which of SDXL's two it is; its width does.
+        let is_big_g = || {
+            let tokens = tensors.shape(&format!("{}{}", section.prefix, section.marker));
+            tokens.is_some_and(|shape| shape.get(1) == Some(&BIG_G_WIDTH))
+        };
+        let component = match section.component {
+            ComponentKind::TextEncoder if is_big_g() => ComponentKind::TextEncoder2,
+            component => component,
+        };
         let mut idle = Vec::new();
-        let map = match (section.component, section.dialect) {
+        let map = match (component, section.dialect) {
             (ComponentKind::UNet, Dialect::CompVis) => UNetLayout::from_original(has).key_map(),
             (ComponentKind::Vae, Dialect::CompVis) => {
                 let decoder = |i, j| has(&format!("decoder.up.{i}.block.{j}.conv1.weight"));
@@ -259,7 +276,7 @@ impl Found {
                 let layers = count(|i| has(&format!("transformer.resblocks.{i}.ln_1.weight")));
                 let has_projection = has("text_projection");
                 // Only the penultimate layer is read, and converters leave the rest out.
-                let is_penultimate = section.component == ComponentKind::TextEncoder
+                let is_penultimate = component == ComponentKind::TextEncoder
                     && (has_projection || layers == VIT_H_LAYERS);
                 let kept = layers - usize::from(is_penultimate && layers > 0);
                 if is_penultimate {
@@ -276,7 +293,8 @@ impl Found {
                 let layers = "text_model.encoder.layers";
                 let last = VIT_H_LAYERS - 1;
                 // stable-diffusion.cpp writes SD 2's text encoder so, whole. Folders leave the last layer out.
-                if section.prefix.starts_with("cond_stage_model.")
+                if component == ComponentKind::TextEncoder
+                    && section.prefix.starts_with("cond_stage_model.")
                     && has(&format!("{layers}.{last}.layer_norm1.weight"))
                 {
                     idle.push(format!("{layers}.{last}."));
@@ -286,7 +304,7 @@ impl Found {
         };
         Self {
             section,
-            component: section.component,
+            component,
             map,
             idle,
         }
@@ -299,14 +317,14 @@ impl Found {
 }
 
 impl Sorted {
-    /// Sorts the names of one source. With `ema` the UNet's tensors are their running averages, where there
-    /// are any.
-    pub(super) fn new(source: usize, names: Vec<String>, ema: bool) -> Self {
-        let names: BTreeSet<String> = names.into_iter().collect();
+    /// Sorts the tensors of source number `source`. With `ema` the UNet's tensors are their running averages,
+    /// where there are any.
+    pub(super) fn new(source: usize, tensors: &dyn TensorSource, ema: bool) -> Self {
+        let names: BTreeSet<String> = tensors.tensor_names().into_iter().collect();
         let found: Vec<Found> = SECTIONS
             .iter()
             .filter(|s| s.is_in(&names))
-            .map(|section| Found::new(section, &names))
+            .map(|section| Found::new(section, &names, tensors))
             .collect();
         let mut sorted = Self::default();
         for part in &found {
