@@ -70,6 +70,7 @@ pub unsafe extern "C" fn dfn_pipeline_clear_loras(pipeline: *mut dfn_pipeline) -
 ///
 /// `path`: its file.
 /// `token`: the word. NULL: the one that the file states, or else the file's name without its ending.
+/// Files of the user interfaces may state a name that is not the file's; prompts may then use either.
 ///
 /// Runs that are under way do not know it; see dfn_pipeline.
 ///

@@ -61,10 +61,24 @@ impl TextPart {
                 format!("{word}: {found}"),
             ));
         }
-        let mut tokenizer = tokenizer.clone();
-        let first_id = tokenizer.add_word(word, embedding.num_vectors())?;
+        let (mut tokenizer, mut encoder) = (tokenizer.clone(), encoder.clone());
+        let mut refused = None;
+        let mut is_added = false;
+        // Of a word with two names one may be known already.
+        for token in embedding.tokens() {
+            match tokenizer.add_word(token, embedding.num_vectors()) {
+                Ok(first_id) => {
+                    encoder = encoder.with_token_vectors(first_id, vectors)?;
+                    is_added = true;
+                }
+                Err(error) => refused = refused.or(Some(error)),
+            }
+        }
+        if let (Some(error), false) = (refused, is_added) {
+            return Err(error);
+        }
         *self = Self {
-            encoder: Some(encoder.with_token_vectors(first_id, vectors)?),
+            encoder: Some(encoder),
             tokenizer: Some(tokenizer),
         };
         Ok(true)

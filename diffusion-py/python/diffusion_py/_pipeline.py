@@ -180,7 +180,8 @@ class Pipeline:
         Args:
             path: Its file.
             token: The word. Default: the one that the file states, or else the file's name without
-                its ending.
+                its ending. Files of the user interfaces may state a name that is not the file's;
+                prompts may then use either.
 
         Returns:
             The word.
