@@ -8,7 +8,9 @@ use diffusion_core::nn::{WeightChanges, Weights};
 use diffusion_core::weights::{
     DiffusersFolder, Embedding, Lora, LoraMode, LoraReport, LoraScale, ModelPart, merge_loras,
 };
-use diffusion_core::{DType, Device, GenerateRequest, Pipeline, Tensor, TextEncoder, UNet};
+use diffusion_core::{
+    DType, Device, ErrorKind, GenerateRequest, Pipeline, Tensor, TextEncoder, UNet,
+};
 use diffusion_tests::{
     Golden, TOLERANCE, TestResult, assert_close, golden_json, golden_path, model_path,
     relative_difference,
@@ -343,6 +345,59 @@ fn unchanged_weights_share_their_memory() -> TestResult {
         let (ours, theirs) = (place(tensor)?, place(other)?);
         assert_eq!(ours.0, theirs.0, "{name}");
         assert_eq!(ours.1.stride(), theirs.1.stride(), "{name}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_core_takes_no_more_memory_than_its_file() -> TestResult {
+    let ones = |shape: &[usize]| Tensor::ones(shape, DType::F32, &Device::Cpu);
+    // From the wrong side the numbers in between are 9 * 65536 for each rank.
+    let (many, ranks) = (65_536, 1_000_000);
+    for (output, input, ranks) in [(many, 1, (1, ranks)), (1, many, (ranks, 1))] {
+        let weight = ones(&[output, input, 3, 3])?;
+        let tensors = HashMap::from([("conv_in.weight".to_owned(), weight)]);
+        let weights = Weights::new(tensors, DType::F32, Device::Cpu);
+        let lora = HashMap::from([
+            (
+                "lora_unet_conv_in.lora_down.weight".to_owned(),
+                ones(&[ranks.1, input, 1, 1])?,
+            ),
+            (
+                "lora_unet_conv_in.lora_mid.weight".to_owned(),
+                ones(&[ranks.0, ranks.1, 3, 3])?,
+            ),
+            (
+                "lora_unet_conv_in.lora_up.weight".to_owned(),
+                ones(&[output, ranks.0, 1, 1])?,
+            ),
+        ]);
+        let lora = Lora::read(&lora, &Value::Null)?;
+        let parts = [(ModelPart::UNet, &weights)];
+        let mut merged = merge_loras(&parts, &[(&lora, &1.0.into())], LoraMode::Merged)?;
+        let changed = merged.take(ModelPart::UNet).tensors;
+        let changed = changed["conv_in.weight"].flatten_all()?.to_vec1::<f32>()?;
+        assert!(changed.iter().all(|&x| (x - 1_000_001.0).abs() < 2.0));
+    }
+    Ok(())
+}
+
+#[test]
+fn numbers_that_are_none_are_named() -> TestResult {
+    for number in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
+        let mut down = vec![0.0; 72];
+        down[40] = number;
+        let down = Tensor::from_vec(down, (2, 4, 3, 3), &Device::Cpu)?;
+        let lora = HashMap::from([
+            ("lora_unet_conv_in.lora_down.weight".to_owned(), down),
+            (
+                "lora_unet_conv_in.lora_up.weight".to_owned(),
+                Tensor::ones((16, 2, 1, 1), DType::F32, &Device::Cpu)?,
+            ),
+        ]);
+        let error = Lora::read(&lora, &Value::Null).err().ok_or("accepted")?;
+        assert_eq!(error.kind(), ErrorKind::Format);
+        assert!(error.to_string().contains("conv_in.lora_down"), "{error}");
     }
     Ok(())
 }

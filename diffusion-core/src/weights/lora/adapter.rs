@@ -377,19 +377,32 @@ impl Product {
         let Some(core) = &self.core else {
             return left.matmul(&right);
         };
-        let (_, rank, height, width) = core.dims4()?;
-        let (output, input) = (left.dim(0)?, right.dim(1)?);
-        let kernels = left
-            .contiguous()?
-            .matmul(&core.to_device(device)?.flatten_from(1)?)?
-            .reshape((output, rank, height * width))?
-            .transpose(1, 2)?
-            .reshape((output * height * width, rank))?
-            .matmul(&right)?;
-        kernels
-            .reshape((output, height * width, input))?
-            .transpose(1, 2)?
-            .reshape((output, input * height * width))
+        let (left_rank, right_rank, height, width) = core.dims4()?;
+        let (output, input, kernel) = (left.dim(0)?, right.dim(1)?, height * width);
+        let core = core.to_device(device)?;
+        // The cheaper side first: the numbers in between are then no more than the result's or the core's.
+        let from_left = output as u128 * right_rank as u128 <= left_rank as u128 * input as u128;
+        let kernels = match from_left {
+            true => left
+                .contiguous()?
+                .matmul(&core.flatten_from(1)?)?
+                .reshape((output, right_rank, kernel))?
+                .transpose(1, 2)?
+                .reshape((output * kernel, right_rank))?
+                .matmul(&right)?
+                .reshape((output, kernel, input))?,
+            false => {
+                let inner = core
+                    .reshape((left_rank, right_rank, kernel))?
+                    .transpose(1, 2)?
+                    .reshape((left_rank * kernel, right_rank))?
+                    .matmul(&right)?
+                    .reshape((left_rank, kernel * input))?;
+                let kernels = left.contiguous()?.matmul(&inner)?;
+                kernels.reshape((output, kernel, input))?
+            }
+        };
+        kernels.transpose(1, 2)?.reshape((output, input * kernel))
     }
 }
 

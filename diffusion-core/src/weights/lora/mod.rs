@@ -100,7 +100,8 @@ impl Lora {
     ///
     /// # Errors
     /// [`Error::Format`] if tensors that belong together are missing or do not fit each other, if no key
-    /// is one of an adapter, or if a pattern of PEFT's is no regular expression of the crate `regex`.
+    /// is one of an adapter, if numbers are not finite, if a word that it brings has no vectors `(count, width)`, or if
+    /// a pattern of PEFT's is no regular expression of the crate `regex`.
     pub fn read(source: &dyn TensorSource, config: &Value) -> Result<Self> {
         Self::read_with(source, &config.to_string())
     }
@@ -113,7 +114,7 @@ impl Lora {
         let Embedded {
             embeddings,
             keys: of_embeddings,
-        } = embedding::embedded(source)?;
+        } = embedding::embedded(source).map_err(|e| bad(format!("a word of it: {e}")))?;
         let peft = PeftSettings::new(&source.metadata(), config).map_err(bad)?;
 
         let mut slots = BTreeMap::<Spelled, HashMap<Slot, Tensor>>::new();
@@ -127,6 +128,9 @@ impl Lora {
                 continue;
             };
             let tensor = source.load(&key, DType::F32, &Device::Cpu)?;
+            if !is_finite(&tensor)? {
+                return Err(bad(format!("{key} has numbers that are not finite")));
+            }
             if slots
                 .entry(module.clone())
                 .or_default()
@@ -206,6 +210,15 @@ impl Lora {
             }
         }
     }
+}
+
+/// Infinities and what is no number would make every weight that they are added to one.
+fn is_finite(tensor: &Tensor) -> Result<bool> {
+    let zero = (tensor * 0.0)?
+        .flatten_all()?
+        .sum_all()?
+        .to_scalar::<f32>()?;
+    Ok(zero == 0.0)
 }
 
 fn file_of(folder: &Path) -> Result<PathBuf> {
