@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::checkpoint::{CONFIG_NOTE, SCHEDULER, merge};
 use super::prediction::Prediction;
-use super::{Checkpoint, ComponentKind, Family, configs};
+use super::{Checkpoint, ComponentKind, Family, Task, configs};
 use crate::config::parse_json;
 use crate::error::{Error, Result};
 
@@ -98,7 +98,12 @@ impl Checkpoint {
             config["upcast_attention"] = json!(self.model.family == Some(Family::StableDiffusion2));
             let sizes = if is_refiner { 5 } else { 6 };
             let added = config["projection_class_embeddings_input_dim"].as_u64();
-            if let Some(width) = added
+            if self.model.task == Task::ImageVariation {
+                // Where SDXL has sizes and pooled text, unCLIP has a picture and how noisy it is.
+                config["addition_embed_type"] = Value::Null;
+                config["addition_time_embed_dim"] = Value::Null;
+                config["class_embed_type"] = json!("projection");
+            } else if let Some(width) = added
                 .zip(pooled)
                 .and_then(|(all, text)| all.checked_sub(text))
                 && width.is_multiple_of(sizes)

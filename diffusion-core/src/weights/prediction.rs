@@ -134,7 +134,8 @@ impl Checkpoint {
             None => {}
         }
         let is_sd2 = self.model.family == Some(Family::StableDiffusion2);
-        if is_sd2 && self.model.task == Task::TextToImage {
+        // Of SD 2's others only those with an input of noisy latents alone predict the velocity.
+        if is_sd2 && matches!(self.model.task, Task::TextToImage | Task::ImageVariation) {
             let steps = self.numbers("global_step").ok();
             if steps.is_some_and(|steps| steps[0] == SD2_BASE_STEPS) {
                 return Ok(Prediction::Epsilon);
