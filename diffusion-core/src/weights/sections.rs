@@ -316,6 +316,48 @@ impl Found {
     }
 }
 
+/// The factors that ComfyUI writes beside weights in float8, and those of activations, which nobody needs whose
+/// activations are wider: `x.scale_weight` and `x.scale_input`, or, later, `x.weight_scale` and `x.input_scale` with a
+/// description `x.comfy_quant`.
+#[derive(Default)]
+struct Scales {
+    /// By the weight's name, the factor's.
+    of_weights: BTreeMap<String, String>,
+    all: BTreeSet<String>,
+}
+
+impl Scales {
+    fn new(names: &BTreeSet<String>) -> Self {
+        let mut scales = Self::default();
+        for name in names {
+            let (module, last) = name.rsplit_once('.').unwrap_or(("", name));
+            let weight = format!("{module}.weight");
+            let known = match last {
+                "scale_weight" | "weight_scale" if names.contains(&weight) => {
+                    scales.of_weights.insert(weight, name.clone());
+                    true
+                }
+                "scale_input" | "input_scale" | "comfy_quant" => names.contains(&weight),
+                // An empty tensor that says that the others are there.
+                "scaled_fp8" => true,
+                _ => false,
+            };
+            if known {
+                scales.all.insert(name.clone());
+            }
+        }
+        scales
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.all.contains(name)
+    }
+
+    fn of(&self, weight: &str) -> Option<String> {
+        self.of_weights.get(weight).cloned()
+    }
+}
+
 impl Sorted {
     /// Sorts the tensors of source number `source`. With `ema` the UNet's tensors are their running averages,
     /// where there are any.
@@ -330,10 +372,12 @@ impl Sorted {
         for part in &found {
             sorted.dialects.insert(part.component, part.section.dialect);
         }
+        let scales = Scales::new(&names);
         for name in &names {
-            if is_leftover(name) || found.iter().any(|part| part.is_idle(name)) {
+            if is_leftover(name) || scales.has(name) || found.iter().any(|part| part.is_idle(name))
+            {
                 sorted.leftovers.push(name.clone());
-            } else if !sorted.place(source, name, &found, ema.then_some(&names)) {
+            } else if !sorted.place(source, name, &found, &scales, ema.then_some(&names)) {
                 sorted.unused.push(name.clone());
             }
         }
@@ -346,6 +390,7 @@ impl Sorted {
         source: usize,
         name: &str,
         found: &[Found],
+        scales: &Scales,
         averages: Option<&BTreeSet<String>>,
     ) -> bool {
         for part in found {
@@ -366,6 +411,7 @@ impl Sorted {
                     source,
                     name: name.to_owned(),
                     form: place.form,
+                    scale: scales.of(name),
                 };
                 (place.name, entry)
             }));
