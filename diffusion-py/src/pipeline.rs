@@ -53,7 +53,7 @@ impl NativePipeline {
 
     /// Puts LoRAs in place of those that were there before.
     fn set_loras(&self, py: Python<'_>, loras: Vec<ScaledLora>, merged: bool) -> PyResult<()> {
-        self.change(py, |pipe| load::set_loras(pipe, &loras, merged))
+        self.change(py, |pipe| load::set_loras(pipe, loras, merged))
     }
 
     /// Takes all LoRAs out.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LoraReport", "Output", "Pipeline"]
 
-Loras: TypeAlias = "Path | Iterable[Path | tuple[Path, SupportsFloat]]"
+Loras: TypeAlias = "Path | Iterable[Path | tuple[Path, _arguments.Strength]]"
 
 OutputType = Literal["pil", "np", "latent"]
 
@@ -130,7 +130,7 @@ class Pipeline:
             revision=revision,
             device=str(device),
             vae=_arguments.paths("vae", vae),
-            loras=_arguments.with_paths("loras", loras, 1.0),
+            loras=_arguments.loras(loras),
             embeddings=_arguments.with_paths("embeddings", embeddings, None),
         )
         return cls(native)
@@ -151,7 +151,10 @@ class Pipeline:
         """Puts LoRAs, or their relatives, in place of those that were there before.
 
         Args:
-            loras: As in :meth:`from_pretrained`. Several add up. Words that a file brings with it
+            loras: As in :meth:`from_pretrained`. Several add up. A strength is a number, or a
+                mapping of numbers: ``"unet"`` and ``"text_encoder"``, each 1 where it is not
+                there, and factors for blocks of the UNet by diffusers' names or the original ones,
+                such as ``{"unet": 0.8, "text_encoder": 0, "up_blocks.1": 0.5}``. Words that a file brings with it
                 come and go with it.
             merged: ``True`` adds them to the weights: runs are as fast as without, and changed weights
                 take memory beside the model's own. ``False`` computes them beside the weights in
@@ -163,7 +166,7 @@ class Pipeline:
             InvalidArgumentError: One is made for another family of models, or a strength is not
                 finite. The LoRAs of before then stay.
         """
-        self._native.set_loras(_arguments.with_paths("loras", loras, 1.0), merged)
+        self._native.set_loras(_arguments.loras(loras), merged)
 
     def clear_loras(self) -> None:
         """Takes all LoRAs out. The weights are then the model's own, bit for bit."""
