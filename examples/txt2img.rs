@@ -48,7 +48,8 @@ struct Args {
     /// Number of pictures, of one seed after another.
     #[arg(long, default_value_t = 1)]
     count: usize,
-    /// ddim, euler or dpmpp_2m, each with _karras at its end if wanted. Default: the model's own.
+    /// One of 57 names, such as ddim, euler_a, dpmpp_2m or unipc, with _karras or another curve at its end if
+    /// wanted; docs/SCHEDULERS.md lists them all. Default: the model's own.
     #[arg(long)]
     scheduler: Option<String>,
     /// The number format that weights are held in: f32, f16 or bf16. Default: f32 on the CPU, f16 elsewhere.
@@ -107,6 +108,9 @@ fn run(args: Args) -> Result<(), Box<dyn Error>> {
         builder = builder.dtype(device::parse_dtype(dtype)?);
     }
     let pipe = builder.build()?;
+    for note in pipe.notes() {
+        eprintln!("note: {note}");
+    }
     for lora in pipe.loras().iter().filter(|lora| !lora.unused.is_empty()) {
         let (name, count) = (&lora.name, lora.unused.len());
         eprintln!(

@@ -12,7 +12,7 @@ use crate::status::{Failure, dfn_status, guard};
 const MAX_LORAS: usize = 1024;
 
 /// Puts LoRAs, or their relatives, in place of those that were there before, added to the weights. Words of
-/// textual inversion that a file brings with it are added, and stay.
+/// textual inversion that a file brings with it come and go with it.
 ///
 /// `paths`: `count` files, folders as diffusers or PEFT save them, or, in a build with the feature `hub`,
 /// ids of the Hugging Face Hub.
@@ -70,6 +70,7 @@ pub unsafe extern "C" fn dfn_pipeline_clear_loras(pipeline: *mut dfn_pipeline) -
 ///
 /// `path`: its file.
 /// `token`: the word. NULL: the one that the file states, or else the file's name without its ending.
+/// Files of the user interfaces may state a name that is not the file's; prompts may then use either.
 ///
 /// Runs that are under way do not know it; see dfn_pipeline.
 ///

@@ -41,16 +41,23 @@ impl<T: Clone> PerLevel<T> {
 /// # Errors
 /// [`Error::NotFound`] or [`Error::Io`] if the file cannot be read, [`Error::Format`] if it is not JSON.
 pub fn read_json(path: &Path) -> Result<Value> {
+    parse_json(&read_text(path)?).map_err(|e| Error::format(path, e))
+}
+
+/// Reads a text that a model needs.
+///
+/// # Errors
+/// [`Error::NotFound`] or [`Error::Io`] if the file cannot be read.
+pub fn read_text(path: &Path) -> Result<String> {
     let hint = "the model needs this file; copy or download it again";
-    let text = std::fs::read_to_string(path).map_err(|e| Error::open(path, e, hint))?;
-    parse_json(&text).map_err(|e| Error::format(path, e))
+    std::fs::read_to_string(path).map_err(|e| Error::open(path, e, hint))
 }
 
 /// Parses JSON as Python writes it: with `Infinity`, `-Infinity` and `NaN`, which become null.
 ///
 /// # Errors
 /// The parser's, if it is not JSON.
-pub fn parse_json(text: &str) -> serde_json::Result<Value> {
+pub fn parse_json<T: DeserializeOwned>(text: &str) -> serde_json::Result<T> {
     serde_json::from_str(&without_non_finite(text))
 }
 

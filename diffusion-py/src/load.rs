@@ -3,14 +3,15 @@
 use std::path::PathBuf;
 
 use diffusion_core::device::{parse_device, parse_dtype};
-use diffusion_core::weights::{Embedding, Lora, LoraMode};
+use diffusion_core::weights::{Embedding, Lora, LoraMode, LoraScale};
 use diffusion_core::{Pipeline, Result};
 use pyo3::prelude::*;
 
 use crate::error;
 
-/// A LoRA's file, folder or id, and its strength.
-pub(crate) type ScaledLora = (PathBuf, f64);
+/// A LoRA's file, folder or id, and its strength in the UNet and in the text encoders, with factors for blocks of the
+/// UNet.
+pub(crate) type ScaledLora = (PathBuf, (f64, f64, Vec<(String, f64)>));
 
 /// The file of a learned word, and the word if it shall have another name.
 pub(crate) type NamedEmbedding = (PathBuf, Option<String>);
@@ -25,6 +26,12 @@ pub(crate) struct Parts {
     pub(crate) vae: Vec<PathBuf>,
     pub(crate) loras: Vec<ScaledLora>,
     pub(crate) embeddings: Vec<NamedEmbedding>,
+}
+
+fn lora_scale((unet, text_encoder, blocks): (f64, f64, Vec<(String, f64)>)) -> LoraScale {
+    let scale = LoraScale::from(unet).text_encoder(text_encoder);
+    let with_block = |scale: LoraScale, (block, factor): (String, f64)| scale.block(block, factor);
+    blocks.into_iter().fold(scale, with_block)
 }
 
 /// Loads a pipeline with the GIL released.
@@ -55,7 +62,7 @@ pub(crate) fn load(py: Python<'_>, parts: Parts) -> PyResult<Pipeline> {
             builder = builder.embedding(Embedding::open(path, token.as_deref())?);
         }
         for (path, scale) in parts.loras {
-            builder = builder.lora(path, scale);
+            builder = builder.lora(path, lora_scale(scale));
         }
         builder.build()
     };
@@ -66,10 +73,13 @@ pub(crate) fn load(py: Python<'_>, parts: Parts) -> PyResult<Pipeline> {
 }
 
 /// Puts LoRAs in place of those that were there before.
-pub(crate) fn set_loras(pipe: &mut Pipeline, loras: &[ScaledLora], merged: bool) -> Result<()> {
-    let open = |(path, scale): &ScaledLora| Ok((Lora::open(path)?, *scale));
-    let loras = loras.iter().map(open).collect::<Result<Vec<_>>>()?;
-    let loras: Vec<_> = loras.iter().map(|(lora, scale)| (lora, *scale)).collect();
+pub(crate) fn set_loras(pipe: &mut Pipeline, loras: Vec<ScaledLora>, merged: bool) -> Result<()> {
+    let open = |(path, scale): ScaledLora| Ok((Lora::open(path)?, lora_scale(scale)));
+    let loras = loras.into_iter().map(open).collect::<Result<Vec<_>>>()?;
+    let loras: Vec<_> = loras
+        .iter()
+        .map(|(lora, scale)| (lora, scale.clone()))
+        .collect();
     let mode = match merged {
         true => LoraMode::Merged,
         false => LoraMode::AtRunTime,

@@ -55,7 +55,7 @@ impl NativePipeline {
 
     /// Puts LoRAs in place of those that were there before.
     fn set_loras(&self, py: Python<'_>, loras: Vec<ScaledLora>, merged: bool) -> PyResult<()> {
-        self.change(py, |pipe| load::set_loras(pipe, &loras, merged))
+        self.change(py, |pipe| load::set_loras(pipe, loras, merged))
     }
 
     /// Takes all LoRAs out.
@@ -64,6 +64,12 @@ impl NativePipeline {
             pipe.clear_loras();
             Ok(())
         })
+    }
+
+    /// What was assumed of the model, and what of its files is not used.
+    #[getter]
+    fn notes(&self) -> Vec<String> {
+        self.0.current().notes().to_vec()
     }
 
     /// Name, number of changed modules and unused keys of each LoRA.

@@ -39,6 +39,35 @@ def test_loras_come_and_go(tiny):
     assert np.array_equal(tiny_run(tiny), base)
 
 
+def test_strengths_of_parts_and_blocks(tiny):
+    base = tiny_run(tiny)
+    tiny.set_loras([(LORA, 0.8)])
+    whole = tiny_run(tiny)
+    tiny.set_loras([(LORA, {"unet": 0.8, "text_encoder": 0.8})])
+    assert np.array_equal(tiny_run(tiny), whole)
+    seen = [whole]
+    for strength in [
+        {"unet": 0.8, "text_encoder": 0},
+        {"unet": 0, "text_encoder": 0.8},
+        {"unet": 0.8, "text_encoder": 0.8, "up_blocks": 0.25},
+        {},
+    ]:
+        tiny.set_loras([(LORA, strength)])
+        latents = tiny_run(tiny)
+        assert all(not np.array_equal(latents, other) for other in seen)
+        seen.append(latents)
+    tiny.set_loras([(LORA, 1)])
+    assert np.array_equal(tiny_run(tiny), seen[-1])
+    tiny.set_loras([(LORA, {"unet": 0, "text_encoder": 0.0})])
+    assert np.array_equal(tiny_run(tiny), base)
+    with pytest.raises(TypeError, match="up_blocks"):
+        tiny.set_loras([(LORA, {"up_blocks": "much"})])
+
+
+def test_what_was_assumed(tiny):
+    assert tiny.notes == []
+
+
 def test_what_is_refused_changes_nothing(tiny, tmp_path):
     tiny.set_loras(LORA)
     before = tiny_run(tiny)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
-from peft import LoHaConfig, LoKrConfig, inject_adapter_in_model
+from peft import LoHaConfig, LoKrConfig, LoraConfig, inject_adapter_in_model
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 
@@ -45,11 +45,14 @@ def make(out, emoji):
         """Records the outputs of a model that the files, each a pair of tensors and metadata, changed."""
         for suffix, (state, metadata) in zip("abc", files):
             write(out / "loras" / f"{name}_{suffix}.safetensors", state, metadata)
+        tensors_of(name, model)
+        cases.append({"name": name, "model": "sd15", "files": len(files), **case})
+
+    def tensors_of(name, model):
         unet, text = model
         tensors[f"{name}.unet"] = unet_out(unet, unet_inputs)
         assert not torch.allclose(tensors[f"{name}.unet"], tensors["base.unet"], rtol=0.05), name
         tensors[f"{name}.text"] = text(ids).last_hidden_state
-        cases.append({"name": name, "model": "sd15", "files": len(files), **case})
 
     base = lambda: StableDiffusionPipeline.from_pretrained(
         out / "models/sd15", dtype=torch.float32, safety_checker=None
@@ -91,8 +94,13 @@ def make(out, emoji):
         merge({"unet": pipe.unet, "text_encoder": pipe.text_encoder}, changes, scale)
         run_sd(name, (pipe.unet, pipe.text_encoder), [(state, metadata)], scales=[scale])
 
+    # PEFT's folders have their settings beside the tensors, here in the order in which they were written.
     for name, state, config, unet in by_peft(base):
-        run_sd(name, (unet, base().text_encoder), [(state, {})], scales=[1.0], config=config)
+        folder = out / "loras" / name
+        write(folder / "adapter_model.safetensors", state, {})
+        save_json(folder / "adapter_config.json", config)
+        tensors_of(name, (unet, base().text_encoder))
+        cases.append({"name": name, "model": "sd15", "folder": True, "scales": [1.0]})
 
     # kohya's scripts name SDXL's modules as the original code does.
     unet = UNet2DConditionModel.from_pretrained(out / "models/sdxl/unet", dtype=torch.float32)
@@ -376,7 +384,8 @@ def by_formula(pipe):
     changes |= {("unet", norm): plain(n(w)), ("unet", f"{norm}:bias"): plain(n(b))}
     yield "differences", state, {}, 0.9, changes
 
-    # kohya's DoRA scales, for each output and, from older LyCORIS, for each input.
+    # kohya's DoRA scales, for each output and, from older LyCORIS, for each input. ComfyUI moves between the
+    # base and the whole change.
     torch.manual_seed(35)
     state, changes = {}, {}
     for i, (part, path) in enumerate(places):
@@ -396,14 +405,15 @@ def by_formula(pipe):
         delta = product(n(up), n(down)).reshape(module.weight.shape) / RANK
 
         def change(base, scale, delta=delta, lengths=n(lengths), by_input=by_input):
-            assert scale == 1
             changed = base + delta
             rows = np.moveaxis(changed, 1 if by_input else 0, 0)
             rows = np.stack([row / np.linalg.norm(row) * m for row, m in zip(rows, lengths)])
-            return np.moveaxis(rows, 0, 1 if by_input else 0)
+            return base + scale * (np.moveaxis(rows, 0, 1 if by_input else 0) - base)
 
         changes[part, path] = change
     yield "dora_scales", state, {}, 1.0, changes
+    yield "dora_scales_half", state, {}, 0.5, changes
+    yield "dora_scales_against", state, {}, -0.5, changes
 
     # Modules by number, in the order of the diffusers of 2022.
     for name, feed_forward in [("numbered", True), ("numbered_attention", False)]:
@@ -451,23 +461,40 @@ def merge(modules, changes, scale):
 
 
 def by_peft(base):
-    """LoHa and LoKr as PEFT saves them, with its settings beside them."""
-    for name, make_config in {
-        "peft_loha": lambda **kw: LoHaConfig(alpha=3, **kw),
-        "peft_lokr": lambda **kw: LoKrConfig(alpha=3, decompose_factor=4, **kw),
-    }.items():
+    """Adapters as PEFT saves them, with its settings beside them."""
+    alpha_pattern = {
+        "to_q": 5,
+        "attn2.to_q": 8,
+        "^down_blocks.*attn2.*to_k": 1,
+        "attn[12].to_v": 7,
+        "up.blocks.1": 9,
+    }
+    kinds = {
+        "peft_loha": (LoHaConfig, {"alpha": 3}, RANK),
+        "peft_lokr": (LoKrConfig, {"alpha": 3, "decompose_factor": 4}, RANK),
+        # Such a rank leaves both factors whole, which then do not tell it.
+        "peft_lokr_ranks": (LoKrConfig, {"alpha": 30, "rank_pattern": {"attn.*to_[kq]": 60}}, 50),
+        "peft_patterns": (
+            LoraConfig,
+            {"lora_alpha": 3, "rank_pattern": {"to_q": 3}, "alpha_pattern": alpha_pattern},
+            RANK,
+        ),
+    }
+    for name, (kind, settings, rank) in kinds.items():
         torch.manual_seed(41)
         unet = base().unet
-        config = make_config(r=RANK, target_modules=UNET_LAYERS[:4], init_weights=False)
+        weights = {"init_lora_weights": False} if kind is LoraConfig else {"init_weights": False}
+        layers = UNET_LAYERS[:5] if kind is LoraConfig else UNET_LAYERS[:4]
+        config = kind(r=rank, target_modules=layers, **settings, **weights)
         with torch.inference_mode(False):
             unet = inject_adapter_in_model(config, unet, "default")
         for parameter_name, parameter in unet.named_parameters():
-            if "hada_" in parameter_name or "lokr_" in parameter_name:
+            if any(part in parameter_name for part in ["hada_", "lokr_", "lora_"]):
                 parameter.data.copy_(torch.randn(parameter.shape) * 0.4)
         state = get_peft_model_state_dict(unet, adapter_name="default")
         assert state
         state = {f"base_model.model.{k}": v for k, v in state.items()}
-        yield name, state, {"alpha": 3, "r": RANK}, unet.eval()
+        yield name, state, settings | {"r": rank}, unet.eval()
 
 
 def sdxl_original(unet):

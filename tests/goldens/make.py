@@ -20,6 +20,7 @@ import canvas
 import comfyui
 import containers
 import controls
+import edm
 import embeddings
 import equations
 import gradients
@@ -82,6 +83,7 @@ def main():
         "ip_adapters": ip_adapters.make,
         "runs": runs.make,
         "sdxl": sdxl.make,
+        "edm": edm.make,
         "lcm": lcm.make,
         "images": images.make,
         "canvas": canvas.make,

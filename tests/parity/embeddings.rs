@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use diffusion_core::weights::{Embedding, ModelPart, TensorFile};
-use diffusion_core::{DType, Device, Pipeline, Tensor};
+use diffusion_core::{DType, Device, GenerateRequest, Pipeline, Tensor};
 use diffusion_tests::{
     Golden, TOLERANCE, TestResult, assert_close, golden_json, golden_path, model_path,
 };
@@ -11,6 +11,33 @@ use diffusion_tests::{
 fn open(name: &str) -> TestResult<Embedding> {
     let path = golden_path(&format!("embeddings/{name}.safetensors"));
     Ok(Embedding::open(path, None)?)
+}
+
+fn vectors(count: usize) -> TestResult<Tensor> {
+    let numbers = Tensor::arange(0f32, (count * 32) as f32, &Device::Cpu)?;
+    Ok(numbers.sin()?.reshape((count, 32))?)
+}
+
+/// A safetensors file of f32 with free text.
+fn save_with_note(
+    tensors: &HashMap<String, Tensor>,
+    note: HashMap<String, String>,
+    path: &std::path::Path,
+) -> TestResult {
+    let mut header = serde_json::json!({ "__metadata__": note });
+    let mut data = Vec::new();
+    for (name, tensor) in tensors {
+        let values = tensor.flatten_all()?.to_vec1::<f32>()?;
+        let start = data.len();
+        data.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+        header[name] = serde_json::json!({
+            "dtype": "F32", "shape": tensor.dims(), "data_offsets": [start, data.len()],
+        });
+    }
+    let header = header.to_string();
+    let length = (header.len() as u64).to_le_bytes();
+    std::fs::write(path, [&length, header.as_bytes(), &data].concat())?;
+    Ok(())
 }
 
 #[test]
@@ -74,6 +101,42 @@ fn what_does_not_fit_is_refused() -> TestResult {
 }
 
 #[test]
+fn a_name_inside_and_the_files_are_both_words() -> TestResult {
+    let folder = tempfile::tempdir()?;
+    let tensors = HashMap::from([("emb_params".to_owned(), vectors(2)?)]);
+    let stated = |name: &str, stated: &str| -> TestResult<Embedding> {
+        let file = folder.path().join(name);
+        let note = HashMap::from([("name".to_owned(), stated.to_owned())]);
+        save_with_note(&tensors, note, &file)?;
+        Ok(Embedding::open(&file, None)?)
+    };
+    let tokens = |word: &Embedding| word.tokens().map(str::to_owned).collect::<Vec<_>>();
+    let word = stated("bad-word.safetensors", "bad_word")?;
+    assert_eq!(tokens(&word), ["bad_word", "bad-word"]);
+    assert_eq!(tokens(&stated("same.safetensors", "same")?), ["same"]);
+    assert_eq!(tokens(&stated("file.safetensors", " ")?), ["file"]);
+    let mut pipe = Pipeline::builder().weights(model_path("sd15")).build()?;
+    pipe.add_embedding(&word)?;
+    // "a" is in the vocabulary already.
+    pipe.add_embedding(&stated("free-word.safetensors", "a")?)?;
+    let encoded = |text: &str| -> TestResult<Vec<f32>> {
+        let (text, _) = pipe.encode_prompt(&GenerateRequest::txt2img(text))?;
+        Ok(text.prompt_embeds.flatten_all()?.to_vec1()?)
+    };
+    let expected = encoded("two bad_word hearts")?;
+    assert_eq!(encoded("two bad-word hearts")?, expected);
+    assert_eq!(encoded("two free-word hearts")?, expected);
+    assert_ne!(encoded("two bad hearts")?, expected);
+
+    // Pickles state it, too.
+    let file = folder.path().join("other.pt");
+    std::fs::copy(golden_path("containers/embedding.pt"), &file)?;
+    assert_eq!(tokens(&Embedding::open(&file, None)?), ["tiny", "other"]);
+    assert_eq!(tokens(&Embedding::open(&file, Some("x"))?), ["x"]);
+    Ok(())
+}
+
+#[test]
 fn every_form_of_file() -> TestResult {
     let vectors = Tensor::ones((2, 8), DType::F32, &Device::Cpu)?;
     let read = |names: &[&str], token| {
@@ -89,8 +152,10 @@ fn every_form_of_file() -> TestResult {
         read(&["string_to_param.*", "string_to_token.*"], Some("w"))?.num_vectors(),
         2
     );
-    assert_eq!(read(&[""], Some("w"))?.token(), "w");
-    assert!(read(&[""], None).is_err(), "a bare tensor without a word");
+    for bare in ["", "tensor"] {
+        assert!(read(&[bare], None).is_err(), "a bare tensor without a word");
+        assert_eq!(read(&[bare], Some("w"))?.token(), "w");
+    }
     let pair = read(&["clip_l", "clip_g"], Some("w"))?;
     assert!(pair.vectors(ModelPart::TextEncoder2).is_some());
     let second = read(&["clip_g"], Some("w"))?;

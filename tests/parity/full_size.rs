@@ -181,6 +181,90 @@ fn every_tensor_has_a_place_and_every_parameter_a_tensor() -> TestResult {
     Ok(())
 }
 
+#[test]
+fn inputs_beside_the_latents_are_named() -> TestResult {
+    use Family::{StableDiffusion1 as Sd1, StableDiffusion2 as Sd2, StableDiffusionXl as Xl};
+    let models = models()?;
+    for (name, family, channels, task) in [
+        ("sd21", Sd2, 5, Task::DepthToImage),
+        ("sd21", Sd2, 7, Task::Upscaling),
+        ("sd21", Sd2, 9, Task::Inpainting),
+        ("sd15", Sd1, 6, Task::Unknown),
+        ("sd15", Sd1, 8, Task::InstructPix2Pix),
+        ("sdxl_base", Xl, 9, Task::Inpainting),
+        ("sdxl_base", Xl, 3, Task::Unknown),
+    ] {
+        let mut file = models[name].file.clone();
+        let input = file.get_mut("model.diffusion_model.input_blocks.0.0.weight");
+        input.ok_or("no input")?[1] = channels;
+        let options = OpenOptions::default();
+        let checkpoint = Checkpoint::from_sources(name, vec![Box::new(Names(file))], &options)?;
+        let found = checkpoint.description();
+        assert_eq!(
+            (found.family, found.task),
+            (Some(family), task),
+            "{channels}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn variations_of_pictures_are_not_sdxl() -> TestResult {
+    // unCLIP of SD 2.1 is told a picture where SDXL is told sizes.
+    let mut file = models()?.remove("sd21").ok_or("no model")?.file;
+    for (name, shape) in [
+        ("0.0.weight", vec![1280, 2048]),
+        ("0.0.bias", vec![1280]),
+        ("0.2.weight", vec![1280, 1280]),
+        ("0.2.bias", vec![1280]),
+    ] {
+        file.insert(format!("model.diffusion_model.label_emb.{name}"), shape);
+    }
+    let unet = file.iter().filter(|(name, _)| name.starts_with("model."));
+    let unet: Shapes = unet.map(|(k, v)| (k.clone(), v.clone())).collect();
+    for file in [file, unet] {
+        let options = OpenOptions::default();
+        let checkpoint = Checkpoint::from_sources("x", vec![Box::new(Names(file))], &options)?;
+        let found = checkpoint.description();
+        assert_eq!(found.family, Some(Family::StableDiffusion2));
+        assert_eq!(found.task, Task::ImageVariation);
+        assert_eq!(found.unused, [""; 0]);
+        let part = checkpoint.required(ComponentKind::UNet)?;
+        let error = UNetConfig::from_json(part.config_path, part.config).err();
+        assert!(
+            matches!(error, Some(Error::Unsupported { .. })),
+            "{error:?}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn a_text_encoder_alone_is_told_by_its_width() -> TestResult {
+    use ComponentKind::{TextEncoder, TextEncoder2};
+    let models = models()?;
+    // SD 2 never runs its last layer; SDXL's second encoder, of the same names, has all and its projection.
+    for (name, prefix, kind) in [
+        ("sdxl_base", "conditioner.embedders.1.model.", TextEncoder2),
+        ("sd21", "cond_stage_model.model.", TextEncoder),
+    ] {
+        let model = &models[name];
+        let alone = model.file.iter().filter_map(|(name, shape)| {
+            Some((name.strip_prefix(prefix)?.to_owned(), shape.clone()))
+        });
+        let source = Box::new(Names(alone.collect()));
+        let checkpoint = Checkpoint::from_sources(name, vec![source], &OpenOptions::default())?;
+        assert_eq!(checkpoint.components().collect::<Vec<_>>(), [kind]);
+        assert_eq!(checkpoint.description().unused, [""; 0]);
+        let found = checkpoint.required(kind)?;
+        let expected = &model.parts[kind.folder()].tensors;
+        assert_eq!(shapes(&found.tensors), *expected, "{name}");
+        assert_eq!(asked_for(kind, found.config, &found.tensors)?, *expected);
+    }
+    Ok(())
+}
+
 /// What the published configuration says and the shapes gave must be the same, however it is written.
 fn assert_same_settings(what: &str, ours: &Value, published: &Value) {
     // Named by another class, or without a meaning for the picture.

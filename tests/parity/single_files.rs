@@ -5,8 +5,10 @@ use std::fs;
 
 use diffusion_core::model::{TextTime, UNetConfig, UNetInput, Vae};
 use diffusion_core::nn::TensorSource;
-use diffusion_core::weights::{Checkpoint, ComponentKind, Dialect, Family, OpenOptions, Task};
-use diffusion_core::{DType, Device, Error, ErrorKind, TextEncoder, UNet};
+use diffusion_core::weights::{
+    Checkpoint, ComponentKind, Dialect, Family, OpenOptions, Task, TensorFile,
+};
+use diffusion_core::{DType, Device, Error, ErrorKind, Tensor, TextEncoder, UNet};
 use diffusion_tests::{Golden, TOLERANCE, TestResult, assert_close, golden_json, golden_path};
 use serde_json::json;
 
@@ -26,7 +28,7 @@ const FAMILIES: &[(&str, Family, Task, Dialect, &str)] = {
         ("sd1_pix2pix", Sd1, InstructPix2Pix, Diffusers, "epsilon"),
         ("sd1_lcm", Sd1, TextToImage, Diffusers, "epsilon"),
         ("sd1_bk_small", Sd1, TextToImage, Diffusers, "epsilon"),
-        ("sd2", Sd2, TextToImage, OpenClip, "v_prediction"),
+        ("sd2", Sd2, TextToImage, OpenClip, "epsilon"),
         ("sdxl", Xl, TextToImage, Diffusers, "epsilon"),
         ("sdxl_ssd", Xl, TextToImage, Diffusers, "epsilon"),
         ("refiner", Refiner, TextToImage, OpenClip, "epsilon"),
@@ -315,6 +317,88 @@ fn text_encoders_as_stable_diffusion_cpp_names_them() -> TestResult {
     for kind in [FirstText, SecondText] {
         renamed.configure(kind, &json!({"num_attention_heads": 2}))?;
         assert_text("stable-diffusion.cpp", kind, &renamed, &golden)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn weights_in_float8_have_a_scale_beside_them() -> TestResult {
+    let base = open("sd1", &OpenOptions::default())?;
+    let file = TensorFile::open(path("sd1"))?;
+    let mut tensors = HashMap::new();
+    for name in file.tensor_names() {
+        tensors.insert(name.clone(), file.load(&name, DType::F32, &Device::Cpu)?);
+    }
+    let unet = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2";
+    let text = "cond_stage_model.transformer.text_model.encoder.layers.0.self_attn";
+    for (module, weight, input) in [
+        (format!("{unet}.to_k"), "scale_weight", "scale_input"),
+        (format!("{text}.q_proj"), "weight_scale", "input_scale"),
+    ] {
+        let key = format!("{module}.weight");
+        let stored = (&tensors[&key] * 64.0)?.to_dtype(DType::F8E4M3)?;
+        let one = Tensor::new(1f32 / 64.0, &Device::Cpu)?;
+        tensors.insert(key, stored);
+        tensors.insert(format!("{module}.{weight}"), one.clone());
+        tensors.insert(format!("{module}.{input}"), one);
+    }
+    tensors.insert(
+        "scaled_fp8".into(),
+        Tensor::zeros(0, DType::F8E4M3, &Device::Cpu)?,
+    );
+    let open = |tensors: &HashMap<String, Tensor>| {
+        let source = Box::new(tensors.clone());
+        Checkpoint::from_sources("x", vec![source], &OpenOptions::default())
+    };
+    let scaled = open(&tensors)?;
+    assert_eq!(scaled.description().unused, [""; 0]);
+    for (kind, name) in [
+        (
+            ComponentKind::UNet,
+            "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight",
+        ),
+        (
+            FirstText,
+            "text_model.encoder.layers.0.self_attn.q_proj.weight",
+        ),
+    ] {
+        let read = |checkpoint: &Checkpoint, dtype| -> TestResult<Tensor> {
+            let tensors = checkpoint.required(kind)?.tensors;
+            Ok(tensors.load(name, dtype, &Device::Cpu)?)
+        };
+        // Three bits of mantissa.
+        for dtype in [DType::F32, DType::F16] {
+            assert_close(
+                name,
+                &read(&scaled, dtype)?,
+                &read(&base, dtype)?,
+                1.0 / 16.0,
+            )?;
+        }
+    }
+    let key = format!("{unet}.to_k.scale_weight");
+    for (name, tensor, kind) in [
+        (
+            key.clone(),
+            Tensor::ones(16, DType::F32, &Device::Cpu)?,
+            ErrorKind::Format,
+        ),
+        (
+            format!("{unet}.to_k.weight"),
+            Tensor::ones((8, 16), DType::U8, &Device::Cpu)?,
+            ErrorKind::Unsupported,
+        ),
+    ] {
+        let mut tensors = tensors.clone();
+        tensors.insert(name, tensor);
+        let checkpoint = open(&tensors)?;
+        let name = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight";
+        let source = checkpoint.required(ComponentKind::UNet)?.tensors;
+        let error = source
+            .load(name, DType::F32, &Device::Cpu)
+            .err()
+            .ok_or("read")?;
+        assert_eq!(error.kind(), kind, "{error}");
     }
     Ok(())
 }

@@ -488,3 +488,25 @@ fn a_safetensors_header_has_a_bound() -> TestResult {
     file[8] = b'{';
     assert_refused(&file, ErrorKind::Format, "header of")
 }
+
+#[test]
+fn captions_in_a_header_are_no_harm() -> TestResult {
+    // Trainers write all captions of a data set into the file of a LoRA.
+    for text in ["x".repeat(20 << 20), "\\\"".repeat(10 << 20)] {
+        let header = format!(
+            r#"{{"__metadata__":{{"ss_tag_frequency":"{text}"}},"a":{{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}}}"#
+        );
+        let length = (header.len() as u64).to_le_bytes();
+        let file = [&length, header.as_bytes(), &[0; 4]].concat();
+        let file = TensorFile::from_bytes("captions.safetensors", file)?;
+        assert_eq!(file.tensor_names(), ["a"]);
+    }
+    // Many short texts are.
+    let texts: Vec<String> = (0..600_000)
+        .map(|i| format!(r#""key {i}":"text""#))
+        .collect();
+    let header = format!(r#"{{"__metadata__":{{{}}}}}"#, texts.join(","));
+    let length = (header.len() as u64).to_le_bytes();
+    let file = [&length, header.as_bytes()].concat();
+    assert_refused(&file, ErrorKind::Format, "header of")
+}

@@ -350,7 +350,7 @@ fn settings_that_are_not_known_are_named() -> TestResult {
             "vae/config.json",
             "latents_mean",
             json!([0.0]),
-            ErrorKind::Unsupported,
+            ErrorKind::InvalidArgument,
         ),
         (
             "vae/config.json",
@@ -432,5 +432,23 @@ fn an_unknown_scheduler_is_an_error_until_a_request_names_another() -> TestResul
     assert!(error.to_string().contains("\"NoSuchScheduler\""), "{error}");
     let named = pipe.generate(&request.scheduler_name("ddim"))?;
     assert_eq!(named.images.len(), 1);
+    Ok(())
+}
+
+#[test]
+fn widths_of_sizes_that_do_not_fit_are_named() -> TestResult {
+    for width in [7, 9, 0, 16] {
+        let folder = tempfile::tempdir()?;
+        copy_folder(&model_path("sdxl"), folder.path())?;
+        edit_json(&folder.path().join("unet/config.json"), |config| {
+            config["addition_time_embed_dim"] = json!(width);
+        })?;
+        let built = Pipeline::builder().weights(folder.path()).build();
+        let request = GenerateRequest::txt2img("a").num_steps(1).size(16, 16);
+        let error = built.and_then(|pipe| pipe.generate(&request)).err();
+        let kind = error.ok_or("accepted")?.kind();
+        let expected = [ErrorKind::InvalidArgument, ErrorKind::Unsupported];
+        assert!(expected.contains(&kind), "{width}: {kind:?}");
+    }
     Ok(())
 }

@@ -8,10 +8,18 @@ use crate::weights::{Embedding, Lora, LoraMode, LoraReport, LoraScale, ModelPart
 /// What a pipeline must know to take adapters out again.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Adapters {
-    /// The UNet without LoRAs, while there are any. It shares the memory of all weights that no LoRA changes.
-    base_unet: Option<UNet>,
+    /// The models without LoRAs and their words, while there are any.
+    base: Option<Base>,
     loras: Vec<LoraReport>,
-    words: Vec<String>,
+    /// The caller's own words.
+    words: Vec<Embedding>,
+}
+
+/// What LoRAs change, as it was before. It shares the memory of all weights that no LoRA changes.
+#[derive(Debug, Clone)]
+struct Base {
+    unet: UNet,
+    text: [TextPart; 2],
 }
 
 /// One of the texts' encoders and what it needs.
@@ -19,8 +27,6 @@ pub(super) struct Adapters {
 pub(super) struct TextPart {
     pub(super) tokenizer: Option<Tokenizer>,
     pub(super) encoder: Option<TextEncoder>,
-    /// The encoder without LoRAs, while there are any.
-    base: Option<TextEncoder>,
 }
 
 /// What LoRAs and embeddings call the encoders of [`Pipeline::text`].
@@ -28,20 +34,12 @@ const TEXT_PARTS: [ModelPart; 2] = [ModelPart::TextEncoder, ModelPart::TextEncod
 
 impl TextPart {
     pub(super) fn new(tokenizer: Option<Tokenizer>, encoder: Option<TextEncoder>) -> Self {
-        Self {
-            tokenizer,
-            encoder,
-            base: None,
-        }
+        Self { tokenizer, encoder }
     }
 
     /// The encoder with its tokenizer, where both are there.
     pub(super) fn whole(&self) -> Option<(&Tokenizer, &TextEncoder)> {
         self.tokenizer.as_ref().zip(self.encoder.as_ref())
-    }
-
-    fn without_loras(&self) -> Option<&TextEncoder> {
-        self.base.as_ref().or(self.encoder.as_ref())
     }
 
     /// Adds a word, and says whether there is an encoder to add it to.
@@ -63,21 +61,49 @@ impl TextPart {
                 format!("{word}: {found}"),
             ));
         }
-        let mut tokenizer = tokenizer.clone();
-        let first_id = tokenizer.add_word(word, embedding.num_vectors())?;
-        let with_word = |encoder: &TextEncoder| encoder.with_token_vectors(first_id, vectors);
+        let (mut tokenizer, mut encoder) = (tokenizer.clone(), encoder.clone());
+        let mut refused = None;
+        let mut is_added = false;
+        // Of a word with two names one may be known already.
+        for token in embedding.tokens() {
+            match tokenizer.add_word(token, embedding.num_vectors()) {
+                Ok(first_id) => {
+                    encoder = encoder.with_token_vectors(first_id, vectors)?;
+                    is_added = true;
+                }
+                Err(error) => refused = refused.or(Some(error)),
+            }
+        }
+        if let (Some(error), false) = (refused, is_added) {
+            return Err(error);
+        }
         *self = Self {
-            encoder: Some(with_word(encoder)?),
-            base: self.base.as_ref().map(with_word).transpose()?,
+            encoder: Some(encoder),
             tokenizer: Some(tokenizer),
         };
         Ok(true)
     }
 }
 
+/// The text encoders with one word more.
+fn with_word(text: &[TextPart; 2], word: &Embedding) -> Result<[TextPart; 2]> {
+    let mut text = text.clone();
+    let mut is_read = false;
+    for (part, text) in TEXT_PARTS.into_iter().zip(&mut text) {
+        is_read |= text.add_word(part, word)?;
+    }
+    match is_read {
+        true => Ok(text),
+        false => Err(Error::unsupported(
+            "a word for a model without text encoder",
+            "leave it out",
+        )),
+    }
+}
+
 impl Pipeline {
-    /// Puts LoRAs in place of those that were there before, each at its strength. Words that a file brings
-    /// with it are added, and stay.
+    /// Puts LoRAs in place of those that were there before, each at its strength. The words that a file brings
+    /// with it come and go with it; those of [`add_embedding`](Self::add_embedding) stay.
     ///
     /// ```no_run
     /// # use diffusion_core::{Pipeline, weights::Lora};
@@ -90,7 +116,9 @@ impl Pipeline {
     /// ```
     ///
     /// # Errors
-    /// As [`merge_loras`] and [`add_embedding`](Self::add_embedding); the LoRAs of before then stay in place.
+    /// As [`merge_loras`] and, for words that do not fit, [`add_embedding`](Self::add_embedding), and
+    /// [`Error::InvalidArgument`] for a word that is there with other vectors, of another of the LoRAs or the
+    /// caller's own. The LoRAs of before then stay in place.
     pub fn set_loras<S: Clone + Into<LoraScale>>(&mut self, loras: &[(&Lora, S)]) -> Result<()> {
         self.set_loras_as(LoraMode::Merged, loras)
     }
@@ -104,58 +132,46 @@ impl Pipeline {
         mode: LoraMode,
         loras: &[(&Lora, S)],
     ) -> Result<()> {
-        for word in loras.iter().flat_map(|(lora, _)| lora.embeddings()) {
-            if !self
-                .adapters
-                .words
-                .iter()
-                .any(|known| known == word.token())
-            {
-                self.add_embedding(word)?;
-            }
+        let base = self.adapters.base.clone().unwrap_or_else(|| Base {
+            unet: self.unet.clone(),
+            text: self.text.clone(),
+        });
+        let files: Vec<&Lora> = loras.iter().map(|(lora, _)| *lora).collect();
+        let mut text = base.text.clone();
+        for word in words_of(&files, &self.adapters.words)? {
+            text = with_word(&text, word)?;
         }
         let scales: Vec<LoraScale> = loras
             .iter()
             .map(|(_, scale)| scale.clone().into())
             .collect();
-        let pairs: Vec<_> = loras.iter().map(|(lora, _)| *lora).zip(&scales).collect();
-        let unet = self
-            .adapters
-            .base_unet
-            .as_ref()
-            .unwrap_or(&self.unet)
-            .clone();
-        let mut parts = vec![(ModelPart::UNet, unet.weights())];
-        for (part, text) in TEXT_PARTS.into_iter().zip(&self.text) {
+        let pairs: Vec<_> = files.into_iter().zip(&scales).collect();
+        let mut parts = vec![(ModelPart::UNet, base.unet.weights())];
+        for (part, text) in TEXT_PARTS.into_iter().zip(&text) {
             parts.extend(
-                text.without_loras()
+                text.encoder
+                    .as_ref()
                     .map(|encoder| (part, encoder.weights())),
             );
         }
         let mut merged = merge_loras(&parts, &pairs, mode)?;
-        let mut text = self.text.clone();
         for (part, text) in TEXT_PARTS.into_iter().zip(&mut text) {
-            if let Some(base) = text.without_loras().cloned() {
-                text.encoder = Some(base.with_changes(merged.take(part))?);
-                text.base = Some(base);
+            if let Some(encoder) = &mut text.encoder {
+                *encoder = encoder.with_changes(merged.take(part))?;
             }
         }
-        self.unet = unet.with_changes(merged.take(ModelPart::UNet))?;
-        self.adapters.base_unet = Some(unet);
+        self.unet = base.unet.with_changes(merged.take(ModelPart::UNet))?;
         self.text = text;
+        self.adapters.base = Some(base);
         self.adapters.loras = merged.reports;
         Ok(())
     }
 
-    /// Takes all LoRAs out. The weights are then the base's, bit for bit; nothing is read again.
+    /// Takes all LoRAs and their words out. The weights are then the base's, bit for bit; nothing is read again.
     pub fn clear_loras(&mut self) {
-        if let Some(unet) = self.adapters.base_unet.take() {
-            self.unet = unet;
-        }
-        for text in &mut self.text {
-            if let Some(base) = text.base.take() {
-                text.encoder = Some(base);
-            }
+        if let Some(base) = self.adapters.base.take() {
+            self.unet = base.unet;
+            self.text = base.text;
         }
         self.adapters.loras.clear();
     }
@@ -166,14 +182,10 @@ impl Pipeline {
         &self.adapters.loras
     }
 
-    /// The learned words that were added.
+    /// The names of the learned words that were added.
     pub(super) fn words(&self) -> Vec<serde_json::Value> {
-        self.adapters
-            .words
-            .iter()
-            .cloned()
-            .map(Into::into)
-            .collect()
+        let words = self.adapters.words.iter();
+        words.map(|word| word.token().into()).collect()
     }
 
     /// Adds a learned word, which prompts and negative prompts then use by its name.
@@ -182,17 +194,39 @@ impl Pipeline {
     /// [`Error::InvalidArgument`] if it has no vectors for one of the text encoders or they are of another
     /// width, or if the vocabulary has the word; [`Error::Unsupported`] if the model has no text encoder.
     pub fn add_embedding(&mut self, embedding: &Embedding) -> Result<()> {
-        let mut text = self.text.clone();
-        let mut is_read = false;
-        for (part, text) in TEXT_PARTS.into_iter().zip(&mut text) {
-            is_read |= text.add_word(part, embedding)?;
-        }
-        if !is_read {
-            let what = "a word for a model without text encoder";
-            return Err(Error::unsupported(what, "leave it out"));
+        let text = with_word(&self.text, embedding)?;
+        if let Some(base) = &mut self.adapters.base {
+            base.text = with_word(&base.text, embedding)?;
         }
         self.text = text;
-        self.adapters.words.push(embedding.token().to_owned());
+        self.adapters.words.push(embedding.clone());
         Ok(())
     }
+}
+
+/// The words that LoRAs bring with them, each once and without those that the caller has.
+fn words_of<'a>(loras: &[&'a Lora], own: &[Embedding]) -> Result<Vec<&'a Embedding>> {
+    let mut known: Vec<(&Embedding, &str)> =
+        own.iter().map(|word| (word, "the pipeline")).collect();
+    let mut new = Vec::new();
+    for lora in loras {
+        for word in lora.embeddings() {
+            match known
+                .iter()
+                .find(|(other, _)| other.token() == word.token())
+            {
+                None => {
+                    known.push((word, lora.name()));
+                    new.push(word);
+                }
+                Some((other, _)) if word.has_vectors_of(other)? => {}
+                Some((_, owner)) => {
+                    let found = format!("others of {owner} and of {}", lora.name());
+                    let expected = format!("one set of vectors for the word {:?}", word.token());
+                    return Err(Error::argument("loras", expected, found));
+                }
+            }
+        }
+    }
+    Ok(new)
 }

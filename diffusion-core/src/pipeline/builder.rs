@@ -204,7 +204,12 @@ impl PipelineBuilder {
             .as_ref()
             .map(|open| given.as_deref().unwrap_or(open.path()));
         let name = place.and_then(model_name);
-        let vae = match self.open_vae_files(checkpoint.as_ref())? {
+        let vae_files = self.open_vae_files(checkpoint.as_ref())?;
+        let notes = checkpoint.iter().chain(&vae_files);
+        let notes = notes
+            .flat_map(|files| files.description().notes())
+            .collect();
+        let vae = match vae_files {
             Some(files) => Some(load_vae(&files, dtype, &device)?),
             None => self.vae,
         };
@@ -282,6 +287,7 @@ impl PipelineBuilder {
             adapters: Adapters::default(),
             sight: Sight::default(),
             safety_checker: None,
+            notes,
         };
         if let Some(path) = self.image_encoder {
             pipeline.load_image_encoder(path)?;

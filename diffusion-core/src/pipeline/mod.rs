@@ -73,6 +73,7 @@ pub struct Pipeline {
     adapters: Adapters,
     sight: Sight,
     safety_checker: Option<Arc<SafetyChecker>>,
+    notes: Vec<String>,
 }
 
 impl Pipeline {
@@ -126,6 +127,12 @@ impl Pipeline {
     /// name one.
     pub fn scheduler(&self) -> Option<&dyn Scheduler> {
         self.scheduler.as_deref()
+    }
+
+    /// What the checkpoint does not say and was assumed, such as what a model in one file predicts, and what of it
+    /// is not used. Nothing, for folders in the diffusers layout.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// Where the model is.

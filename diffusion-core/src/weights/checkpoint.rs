@@ -125,16 +125,14 @@ impl Checkpoint {
         let mut checkpoint = Self::empty(path.as_ref());
         let mut has_averages = false;
         for (index, source) in sources.iter().enumerate() {
-            let names = source.tensor_names();
-            has_averages |= names.iter().any(|name| is_average(name));
-            checkpoint.add(Sorted::new(index, names, options.ema));
+            has_averages |= source.tensor_names().iter().any(|name| is_average(name));
+            checkpoint.add(Sorted::new(index, source.as_ref(), options.ema));
         }
         checkpoint.sources = sources;
         if options.ema && !has_averages {
             let reason = "no running averages (tensors model_ema.*) are in it; open it without ema";
             return Err(Error::format(&checkpoint.path, reason));
         }
-        checkpoint.name_text_encoder();
         checkpoint.detect();
         checkpoint.model.family = checkpoint.model.family.or(options.family);
         checkpoint.infer_configs()?;
@@ -146,7 +144,6 @@ impl Checkpoint {
         let mut checkpoint = Self::empty(path);
         if Component::is_at(path) {
             checkpoint.add_component(None, Component::open(path, variant)?)?;
-            checkpoint.name_text_encoder();
             checkpoint.detect();
             return Ok(checkpoint);
         }
@@ -172,7 +169,7 @@ impl Checkpoint {
     fn add_component(&mut self, kind: Option<ComponentKind>, component: Component) -> Result<()> {
         let source: Box<dyn TensorSource> = Box::new(component.open_weights()?);
         let index = self.sources.len();
-        let sorted = Sorted::new(index, source.tensor_names(), false);
+        let sorted = Sorted::new(index, source.as_ref(), false);
         let found = sorted.components.keys().next().copied();
         let Some(kind) = kind.or(found) else {
             let reason = "its tensors are of no known part of a model";
@@ -236,23 +233,6 @@ impl Checkpoint {
         }
         self.leftovers.extend(sorted.leftovers);
         self.unused.extend(sorted.unused);
-    }
-
-    /// A text encoder's file of its own does not say which of SDXL's two it is; its width does.
-    fn name_text_encoder(&mut self) {
-        use ComponentKind::{TextEncoder, TextEncoder2};
-        let width = self.component(TextEncoder).and_then(|part| {
-            let shape = part
-                .tensors
-                .shape("text_model.embeddings.token_embedding.weight")?;
-            shape.get(1).copied()
-        });
-        if width == Some(BIG_G_WIDTH)
-            && !self.parts.contains_key(&TextEncoder2)
-            && let Some(part) = self.parts.remove(&TextEncoder)
-        {
-            self.parts.insert(TextEncoder2, part);
-        }
     }
 
     fn detect(&mut self) {
@@ -437,9 +417,6 @@ pub struct CheckpointComponent<'a> {
     /// Its tensors under diffusers' names.
     pub tensors: RenamedTensors<'a>,
 }
-
-/// Width of OpenCLIP ViT-bigG, the second text encoder of SDXL.
-const BIG_G_WIDTH: usize = 1280;
 
 /// What a folder's index calls [`Checkpoint::zeroes_empty_prompt`].
 pub(super) const ZEROES_EMPTY_PROMPT: &str = "force_zeros_for_empty_prompt";

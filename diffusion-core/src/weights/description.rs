@@ -105,6 +105,19 @@ impl fmt::Display for TensorSummary {
 }
 
 impl ModelDescription {
+    /// What whoever runs the model should know, one sentence each: what was assumed, and what is not used.
+    pub fn notes(&self) -> Vec<String> {
+        let assumed = self.assumptions.iter();
+        let mut notes: Vec<_> = assumed.map(|text| format!("assumed: {text}")).collect();
+        if let Some(first) = self.unused.first() {
+            let count = self.unused.len();
+            notes.push(format!(
+                "unused: {count} tensors that nothing has a place for, such as {first}"
+            ));
+        }
+        notes
+    }
+
     /// Whether a component is there.
     pub fn has(&self, kind: ComponentKind) -> bool {
         self.components.iter().any(|part| part.kind == kind)

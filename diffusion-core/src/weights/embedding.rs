@@ -16,13 +16,15 @@ use crate::nn::TensorSource;
 #[derive(Debug, Clone)]
 pub struct Embedding {
     token: String,
+    /// The file's name, where the file states another inside.
+    alias: Option<String>,
     parts: BTreeMap<ModelPart, Tensor>,
 }
 
 /// The names under which files hold vectors whose word is the file's name.
 const UNNAMED: [&str; 3] = ["emb_params", "string_to_param.*", "*"];
-/// A tensor that was saved without a dictionary around it.
-const BARE: &str = "";
+/// A tensor that was saved without a dictionary around it, which pickles call so.
+const BARE: [&str; 2] = ["", "tensor"];
 /// SDXL's two.
 const PAIR: [(&str, ModelPart); 2] = [
     ("clip_l", ModelPart::TextEncoder),
@@ -34,8 +36,9 @@ const NAME: &str = "name";
 const BESIDE: [&str; 4] = ["string_to_token", "sd_checkpoint", "step", "optimizer"];
 
 impl Embedding {
-    /// Reads a safetensors file. `token` is the word that prompts use; default: the one that the file
-    /// states, or else the file's name without its ending.
+    /// Reads a file, safetensors or of torch.save. `token` is the word that prompts use; default: the one that the
+    /// file states, or else the file's name without its ending. The user interfaces state a `name` beside the
+    /// vectors and yet go by the file's: prompts may then use either.
     ///
     /// # Errors
     /// As [`read`](Self::read), and if the file cannot be opened.
@@ -68,9 +71,10 @@ impl Embedding {
         };
         let (parts, own_name) = match names.as_slice() {
             [name] if !PAIR.iter().any(|(half, _)| half == name) => {
+                let is_bare = BARE.contains(&name.as_str());
                 let own_name =
-                    (name != BARE && !UNNAMED.contains(&name.as_str())).then(|| name.clone());
-                if name == BARE && token.is_none() {
+                    (!is_bare && !UNNAMED.contains(&name.as_str())).then(|| name.clone());
+                if is_bare && token.is_none() {
                     let found = format!("{source_name}: a tensor without a name");
                     return Err(Error::argument("token", "a word for the embedding", found));
                 }
@@ -90,17 +94,19 @@ impl Embedding {
             );
             return Err(Error::format(path, reason));
         }
-        let stem = || {
-            path.file_stem()
-                .map(|stem| stem.to_string_lossy().into_owned())
+        let stem = path
+            .file_stem()
+            .map(|stem| stem.to_string_lossy().into_owned());
+        let mut metadata = source.metadata();
+        let stated = metadata.remove(NAME).filter(|name| !name.trim().is_empty());
+        let (token, alias) = match (token.map(str::to_owned).or(own_name), stated) {
+            (Some(token), _) => (token, None),
+            (None, Some(stated)) => (stated, stem),
+            (None, None) => (stem.unwrap_or_default(), None),
         };
-        let token = token
-            .map(str::to_owned)
-            .or(own_name)
-            .or_else(|| source.metadata().remove(NAME))
-            .or_else(stem)
-            .unwrap_or_default();
-        Self::new(token, parts)
+        let embedding = Self::new(token, parts)?;
+        let alias = alias.filter(|alias| *alias != embedding.token);
+        Ok(Self { alias, ..embedding })
     }
 
     /// Joins a word and its vectors, `(count, width)` or `(width)` for each text encoder.
@@ -133,7 +139,11 @@ impl Embedding {
         let mut counts = parts.values().map(|tensor| tensor.dims()[0]);
         let first = counts.next();
         match counts.all(|count| Some(count) == first) {
-            true => Ok(Self { token, parts }),
+            true => Ok(Self {
+                token,
+                alias: None,
+                parts,
+            }),
             false => {
                 let expected = "as many vectors for either text encoder";
                 Err(Error::argument(
@@ -150,6 +160,13 @@ impl Embedding {
         &self.token
     }
 
+    /// All words that prompts may use: [`token`](Self::token), and the file's name if the file states another.
+    pub fn tokens(&self) -> impl Iterator<Item = &str> {
+        [self.token.as_str()]
+            .into_iter()
+            .chain(self.alias.as_deref())
+    }
+
     /// How many vectors the word stands for.
     pub fn num_vectors(&self) -> usize {
         self.parts
@@ -162,11 +179,28 @@ impl Embedding {
     pub fn vectors(&self, part: ModelPart) -> Option<&Tensor> {
         self.parts.get(&part)
     }
+
+    /// Whether another word's vectors are the same.
+    pub(crate) fn has_vectors_of(&self, other: &Self) -> Result<bool> {
+        if !self.parts.keys().eq(other.parts.keys()) {
+            return Ok(false);
+        }
+        for (ours, theirs) in self.parts.values().zip(other.parts.values()) {
+            if ours.dims() != theirs.dims() || ours.to_vec2::<f32>()? != theirs.to_vec2::<f32>()? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
 }
 
 impl fmt::Display for Embedding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "word {:?}:", self.token)?;
+        write!(f, "word {:?}", self.token)?;
+        if let Some(alias) = &self.alias {
+            write!(f, " or {alias:?}")?;
+        }
+        write!(f, ":")?;
         for (i, (part, vectors)) in self.parts.iter().enumerate() {
             let comma = if i > 0 { "," } else { "" };
             let (count, width) = (self.num_vectors(), vectors.dims()[1]);

@@ -5,8 +5,10 @@ use std::fmt;
 
 use serde_json::{Value, json};
 
+use super::checkpoint::merge;
 use super::configs::Shapes;
 use super::keys::UNetLayout;
+use super::prediction::Prediction;
 use super::{ComponentKind, Dialect};
 
 /// The base models; all others are trained from them.
@@ -45,6 +47,14 @@ pub enum Task {
     Inpainting,
     /// The latents of the picture to edit: 8 channels for 4.
     InstructPix2Pix,
+    /// A depth map: 5 channels for 4. Not run yet.
+    DepthToImage,
+    /// The small picture to enlarge: 7 channels for 4. Not run yet.
+    Upscaling,
+    /// Nothing, but pictures as CLIP sees them beside the timestep (unCLIP). Not run yet.
+    ImageVariation,
+    /// Something that no published model has.
+    Unknown,
 }
 
 impl fmt::Display for Task {
@@ -53,6 +63,10 @@ impl fmt::Display for Task {
             Self::TextToImage => "text to image",
             Self::Inpainting => "inpainting",
             Self::InstructPix2Pix => "instruct-pix2pix",
+            Self::DepthToImage => "depth to image",
+            Self::Upscaling => "upscaling",
+            Self::ImageVariation => "variations of pictures (unCLIP)",
+            Self::Unknown => "an input that no published model has",
         })
     }
 }
@@ -101,27 +115,32 @@ impl Model {
             .and_then(|(_, shape)| shape.get(1));
         let is_refiner = cross_attention_dim == Some(&REFINER_CONTEXT)
             || (has_text(ComponentKind::TextEncoder2) && !has_text(ComponentKind::TextEncoder));
+        let is_unclip = unet.has("add_embedding.linear_1.weight")
+            && (cross_attention_dim == Some(&SD2_CONTEXT)
+                || (has_text(ComponentKind::TextEncoder)
+                    && !has_text(ComponentKind::TextEncoder2)));
         let family = match (
             unet.has("add_embedding.linear_1.weight"),
             unet.has_linear_projections(),
         ) {
+            _ if is_unclip => Family::StableDiffusion2,
             (true, _) if is_refiner => Family::StableDiffusionXlRefiner,
             (true, _) => Family::StableDiffusionXl,
             (false, true) => Family::StableDiffusion2,
             (false, false) => Family::StableDiffusion1,
         };
-        let (input, output) = (
-            unet.optional_dim("conv_in.weight", 1),
-            unet.optional_dim("conv_out.weight", 0),
-        );
-        let task = match (input, output) {
-            (Some(input), Some(output)) if input.checked_sub(1) == output.checked_mul(2) => {
-                Task::Inpainting
-            }
-            (Some(input), Some(output)) if output.checked_mul(2) == Some(input) => {
-                Task::InstructPix2Pix
-            }
-            _ => Task::TextToImage,
+        let input = unet.optional_dim("conv_in.weight", 1);
+        let output = unet.optional_dim("conv_out.weight", 0);
+        // A ControlNet has no output, and takes what its model takes.
+        let task = match output.map(|output| (output, input.and_then(|n| n.checked_sub(output)))) {
+            None => Task::TextToImage,
+            Some((_, Some(0))) if is_unclip => Task::ImageVariation,
+            Some((_, Some(0))) => Task::TextToImage,
+            Some((output, Some(more))) if more == output => Task::InstructPix2Pix,
+            Some((output, Some(more))) if more == output.saturating_add(1) => Task::Inpainting,
+            Some((_, Some(1))) => Task::DepthToImage,
+            Some((_, Some(3))) => Task::Upscaling,
+            Some(_) => Task::Unknown,
         };
         let depths: Vec<&[usize]> = layout.down.iter().map(|l| l.depths.as_slice()).collect();
         let has_middle = layout.mid.is_some_and(|depth| depth > 0);
@@ -152,7 +171,10 @@ impl Model {
             (_, Task::TextToImage) if self.has_guidance_embedding => {
                 "LatentConsistencyModelPipeline"
             }
-            (false, Task::TextToImage) => "StableDiffusionPipeline",
+            (_, Task::DepthToImage) => "StableDiffusionDepth2ImgPipeline",
+            (_, Task::Upscaling) => "StableDiffusionUpscalePipeline",
+            (_, Task::ImageVariation) => "StableUnCLIPImg2ImgPipeline",
+            (false, Task::TextToImage | Task::Unknown) => "StableDiffusionPipeline",
             (false, Task::Inpainting) => "StableDiffusionInpaintPipeline",
             (false, Task::InstructPix2Pix) => "StableDiffusionInstructPix2PixPipeline",
             (true, Task::Inpainting) => "StableDiffusionXLInpaintPipeline",
@@ -175,13 +197,15 @@ impl Model {
 
     /// The `scheduler_config.json` that the family was published with.
     pub(super) fn scheduler_config(&self, prediction: Prediction) -> Value {
+        if let Some(config) = prediction.edm_scheduler() {
+            return config;
+        }
         let mut config = json!({
             "beta_end": 0.012,
             "beta_schedule": "scaled_linear",
             "beta_start": 0.00085,
             "clip_sample": false,
             "num_train_timesteps": 1000,
-            "prediction_type": prediction.name(),
             "set_alpha_to_one": false,
             "steps_offset": 1,
             "timestep_spacing": "leading",
@@ -206,32 +230,13 @@ impl Model {
         if class == "PNDMScheduler" {
             config["skip_prk_steps"] = json!(true);
         }
-        if prediction == Prediction::ZeroSnrVelocity {
-            config["rescale_betas_zero_snr"] = json!(true);
-            config["timestep_spacing"] = json!("trailing");
-        }
+        merge(&mut config, &prediction.settings());
         config
     }
 }
 
-/// What a model predicts, as far as a file tells.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Prediction {
-    Epsilon,
-    Velocity,
-    /// The velocity, with the last timestep pure noise.
-    ZeroSnrVelocity,
-}
-
-impl Prediction {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Epsilon => "epsilon",
-            Self::Velocity | Self::ZeroSnrVelocity => "v_prediction",
-        }
-    }
-}
-
+/// Channels of SD 2's text conditioning.
+const SD2_CONTEXT: usize = 1024;
 /// Channels of the refiner's text conditioning.
 const REFINER_CONTEXT: usize = 1280;
 

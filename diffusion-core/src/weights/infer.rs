@@ -2,24 +2,31 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use candle_core::{DType, Device};
 use serde_json::{Value, json};
 
 use super::checkpoint::{CONFIG_NOTE, SCHEDULER, merge};
-use super::family::Prediction;
+use super::prediction::Prediction;
 use super::{Checkpoint, ComponentKind, Family, Task, configs};
 use crate::config::parse_json;
 use crate::error::{Error, Result};
 
-/// SD 2 base's number of training steps, by which diffusers knows it.
-const SD2_BASE_STEPS: f64 = 875_000.0;
-
 /// What a file's metadata says.
 #[derive(Default)]
-struct Notes {
+pub(super) struct Notes {
     configs: HashMap<String, Value>,
-    predicts_velocity: Option<bool>,
+    pub(super) predicts_velocity: Option<bool>,
 }
+
+impl Notes {
+    /// Whether the scheduler's whole configuration is there.
+    pub(super) fn has_scheduler(&self) -> bool {
+        self.configs.contains_key(SCHEDULER)
+    }
+}
+
+/// What the model predicts, `epsilon` or `v`, as the model specification of Stability AI calls it and as ComfyUI
+/// does.
+const PREDICTION_NOTES: [&str; 2] = ["modelspec.prediction_type", "modelspec.predict_key"];
 
 impl Checkpoint {
     /// Settings from shapes, then from what is known of the family, then from the file's own notes.
@@ -34,8 +41,8 @@ impl Checkpoint {
         }
         drop(shapes);
         let notes = self.notes()?;
-        let prediction = self.predict(&notes);
-        self.adapt_to_family(&mut found, prediction);
+        let prediction = self.predict(&notes)?;
+        self.adapt_to_family(&mut found, prediction)?;
         self.assume(&found, &notes);
         for (kind, mut config) in found {
             if let Some(noted) = notes.configs.get(kind.folder()) {
@@ -66,68 +73,18 @@ impl Checkpoint {
                     notes.configs.insert(component.to_owned(), config);
                 }
             }
-            // The note of the Stability AI model specification, which trainers write.
-            let noted = metadata.get("modelspec.prediction_type");
+            let noted = PREDICTION_NOTES.iter().find_map(|key| metadata.get(*key));
             let noted = noted.map(|text| text.starts_with('v'));
             notes.predicts_velocity = notes.predicts_velocity.or(noted);
         }
         Ok(notes)
     }
 
-    /// What the model predicts: its tensors tell only where trainers left a mark.
-    fn predict(&mut self, notes: &Notes) -> Prediction {
-        let has = |name: &str| self.leftovers.iter().any(|leftover| leftover == name);
-        if has("v_pred") {
-            return match has("ztsnr") {
-                true => Prediction::ZeroSnrVelocity,
-                false => Prediction::Velocity,
-            };
-        }
-        match notes.predicts_velocity {
-            Some(true) => return Prediction::Velocity,
-            Some(false) => return Prediction::Epsilon,
-            None if notes.configs.contains_key(SCHEDULER) => return Prediction::Epsilon,
-            None => {}
-        }
-        let is_sd2 = self.model.family == Some(Family::StableDiffusion2);
-        if is_sd2 && self.model.task == Task::TextToImage {
-            if self.steps_trained() == Some(SD2_BASE_STEPS) {
-                return Prediction::Epsilon;
-            }
-            self.assumptions.push(
-                "prediction_type v_prediction, of SD 2.x at 768 pixels; those of 512 pixels have the same \
-                 shapes and predict epsilon: configure_scheduler says so"
-                    .into(),
-            );
-            return Prediction::Velocity;
-        }
-        if self.parts.contains_key(&ComponentKind::UNet) {
-            let text = "prediction_type epsilon: no tensor says so; configure_scheduler changes it";
-            self.assumptions.push(text.into());
-        }
-        Prediction::Epsilon
-    }
-
-    /// How long the model was trained, which some files note.
-    fn steps_trained(&self) -> Option<f64> {
-        let value = self
-            .sources
-            .iter()
-            .find_map(|source| source.load("global_step", DType::F64, &Device::Cpu).ok())?;
-        value
-            .flatten_all()
-            .ok()?
-            .to_vec1::<f64>()
-            .ok()?
-            .first()
-            .copied()
-    }
-
     fn adapt_to_family(
         &mut self,
         found: &mut BTreeMap<ComponentKind, Value>,
         prediction: Prediction,
-    ) {
+    ) -> Result<()> {
         let is_refiner = self.model.family == Some(Family::StableDiffusionXlRefiner);
         let pooled = found
             .get(&ComponentKind::TextEncoder2)
@@ -136,13 +93,17 @@ impl Checkpoint {
             config["upcast_attention"] = json!(self.model.family == Some(Family::StableDiffusion2));
         }
         if let Some(config) = found.get_mut(&ComponentKind::UNet) {
-            config["sample_size"] =
-                json!(self.model.sample_size(prediction != Prediction::Epsilon));
+            config["sample_size"] = json!(self.model.sample_size(prediction.is_velocity()));
             // SD 2.1 overflows in f16 otherwise.
             config["upcast_attention"] = json!(self.model.family == Some(Family::StableDiffusion2));
             let sizes = if is_refiner { 5 } else { 6 };
             let added = config["projection_class_embeddings_input_dim"].as_u64();
-            if let Some(width) = added
+            if self.model.task == Task::ImageVariation {
+                // Where SDXL has sizes and pooled text, unCLIP has a picture and how noisy it is.
+                config["addition_embed_type"] = Value::Null;
+                config["addition_time_embed_dim"] = Value::Null;
+                config["class_embed_type"] = json!("projection");
+            } else if let Some(width) = added
                 .zip(pooled)
                 .and_then(|(all, text)| all.checked_sub(text))
                 && width.is_multiple_of(sizes)
@@ -153,13 +114,18 @@ impl Checkpoint {
         if let Some(config) = found.get_mut(&ComponentKind::Vae)
             && config["_class_name"] == "AutoencoderKL"
         {
-            config["sample_size"] =
-                json!(8 * self.model.sample_size(prediction != Prediction::Epsilon));
+            config["sample_size"] = json!(8 * self.model.sample_size(prediction.is_velocity()));
             if self.model.is_xl() {
                 config["scaling_factor"] = json!(0.13025);
                 config["force_upcast"] = json!(true);
             }
+            if let Some([mean, std]) = self.edm_latents()? {
+                config["scaling_factor"] = json!(0.5);
+                config["latents_mean"] = json!(mean);
+                config["latents_std"] = json!(std);
+            }
         }
+        Ok(())
     }
 
     /// Lists what the tensors cannot say and the file's notes do not.

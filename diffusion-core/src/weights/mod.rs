@@ -15,6 +15,7 @@ mod infer;
 pub mod keys;
 mod lora;
 mod pickle;
+mod prediction;
 mod reader;
 mod renamed;
 mod safetensors;

@@ -1,11 +1,12 @@
 //! Tensors of other sources under new names, laid out as diffusers has them.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 
 use super::keys::Form;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::nn::{TensorSource, channels_last, missing_tensor};
 
 /// Where a tensor is and how it lies there.
@@ -16,6 +17,8 @@ pub(super) struct Entry {
     /// Its name there.
     pub(super) name: String,
     pub(super) form: Form,
+    /// The tensor of one number that it is to be multiplied by, as ComfyUI has them beside float8.
+    pub(super) scale: Option<String>,
 }
 
 impl Entry {
@@ -24,6 +27,7 @@ impl Entry {
             source,
             name: name.to_owned(),
             form: Form::Same,
+            scale: None,
         }
     }
 }
@@ -64,13 +68,34 @@ impl TensorSource for RenamedTensors<'_> {
     fn load(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
         let found = self.entry(name);
         let (entry, source) = found.ok_or_else(|| missing_tensor(self.name(), name))?;
-        entry.form.apply(source.load(&entry.name, dtype, device)?)
+        let Some(scale) = &entry.scale else {
+            return entry.form.apply(source.load(&entry.name, dtype, device)?);
+        };
+        let place = source.name();
+        if !source
+            .dtype(&entry.name)
+            .is_none_or(|dtype| dtype.is_float())
+        {
+            return Err(Error::unsupported(
+                format!("{place}: {}, whole numbers with a scale", entry.name),
+                "of scaled weights float8 is; take the model in it or in f16",
+            ));
+        }
+        let factors = source.load(scale, DType::F64, &Device::Cpu)?;
+        let [factor] = factors.flatten_all()?.to_vec1::<f64>()?[..] else {
+            let found = factors.dims();
+            let reason =
+                format!("{scale}: expected one number for the whole weight, found {found:?}");
+            return Err(Error::format(Path::new(&place), reason));
+        };
+        let scaled = (source.load(&entry.name, DType::F32, device)? * factor)?;
+        entry.form.apply(scaled.to_dtype(dtype)?)
     }
 
     fn load_channels_last(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
         match self.entry(name) {
-            Some((Entry { form, name, .. }, source)) if *form == Form::Same => {
-                source.load_channels_last(name, dtype, device)
+            Some((entry, source)) if entry.form == Form::Same && entry.scale.is_none() => {
+                source.load_channels_last(&entry.name, dtype, device)
             }
             _ => channels_last(self.load(name, dtype, device)?),
         }

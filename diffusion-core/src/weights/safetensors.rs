@@ -9,8 +9,10 @@ use super::file::Contents;
 use super::stored::StoredTensor;
 use crate::error::{Error, Result};
 
-/// The length of a header that is fine however small the file is: trainers put much text into LoRAs.
-const MAX_BARE_HEADER: u64 = 8 << 20;
+/// The length of a header that is fine however small the file is, its long texts not counted.
+const MAX_BARE_HEADER: usize = 8 << 20;
+/// Longer texts are not counted: trainers put all their captions into the metadata of LoRAs.
+const LONG_TEXT: usize = 1 << 10;
 
 /// Reads a whole file's header: every tensor's bytes must lie inside the file.
 pub(super) fn parse(path: &Path, file: &[u8]) -> Result<Contents> {
@@ -36,20 +38,49 @@ pub(super) fn parse(path: &Path, file: &[u8]) -> Result<Contents> {
     Ok(contents)
 }
 
-/// A parsed header takes about ten times its length, so a file that is all header is refused.
+/// A parsed header takes about ten times its length, long texts aside, so a file that is all header is refused.
 fn check_header_len(path: &Path, file: &[u8]) -> Result<()> {
-    let Some(&len) = file.first_chunk() else {
+    let Some((len, rest)) = file.split_first_chunk() else {
         return Ok(());
     };
-    let len = u64::from_le_bytes(len);
-    let limit = MAX_BARE_HEADER + file.len() as u64 / 16;
-    match len <= limit {
+    // What leaves the file is the parser's to refuse.
+    let len = usize::try_from(u64::from_le_bytes(*len)).unwrap_or(usize::MAX);
+    let Some(header) = rest.get(..len) else {
+        return Ok(());
+    };
+    let limit = MAX_BARE_HEADER + file.len() / 16;
+    let counted = match len <= limit {
+        true => len,
+        false => len - long_texts(header),
+    };
+    match counted <= limit {
         true => Ok(()),
         false => Err(Error::format(
             path,
-            format!("a safetensors header of {len} bytes, at most {limit} were expected"),
+            format!(
+                "a safetensors header of {counted} bytes, long texts not counted; at most {limit} were expected"
+            ),
         )),
     }
+}
+
+/// How many bytes of JSON are in texts that are long.
+fn long_texts(json: &[u8]) -> usize {
+    let (mut sum, mut rest) = (0, json);
+    let quote = |bytes: &[u8]| bytes.iter().position(|&byte| byte == b'"');
+    while let Some(start) = quote(rest) {
+        rest = &rest[start + 1..];
+        let mut len = 0;
+        // An escaped character takes two bytes.
+        while let Some(&byte) = rest.get(len).filter(|&&byte| byte != b'"') {
+            len += 1 + usize::from(byte == b'\\');
+        }
+        if len > LONG_TEXT {
+            sum += len.min(rest.len());
+        }
+        rest = rest.get(len + 1..).unwrap_or_default();
+    }
+    sum
 }
 
 fn element(dtype: Dtype) -> Option<Element> {

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use super::keys::{KeyMap, T2iAdapterLayout, UNetLayout, count};
+use super::prediction::MARKERS;
 use super::renamed::Entry;
+use crate::nn::TensorSource;
 
 /// The parts of a model that have weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -185,9 +187,6 @@ const LEFTOVERS: &[&str] = &[
     "sqrt_one_minus_alphas_cumprod",
     "sqrt_recip_alphas_cumprod",
     "sqrt_recipm1_alphas_cumprod",
-    // Empty tensors by which trainers of SDXL say what it predicts.
-    "v_pred",
-    "ztsnr",
 ];
 
 /// The same: beginnings of names.
@@ -206,6 +205,9 @@ const EMA: &str = "model_ema.";
 
 /// OpenCLIP ViT-H, the text encoder of SD 2, has this many layers, and the last is never run.
 const VIT_H_LAYERS: usize = 24;
+
+/// Width of OpenCLIP ViT-bigG, the second text encoder of SDXL.
+const BIG_G_WIDTH: usize = 1280;
 
 /// A file's tensors, each in its place.
 #[derive(Debug, Default)]
@@ -230,10 +232,23 @@ struct Found {
 }
 
 impl Found {
-    fn new(section: &'static Section, names: &BTreeSet<String>) -> Self {
+    fn new(
+        section: &'static Section,
+        names: &BTreeSet<String>,
+        tensors: &dyn TensorSource,
+    ) -> Self {
         let has = |name: &str| names.contains(&format!("{}{name}", section.prefix));
+        // A text encoder's file of its own does not say which of SDXL's two it is; its width does.
+        let is_big_g = || {
+            let tokens = tensors.shape(&format!("{}{}", section.prefix, section.marker));
+            tokens.is_some_and(|shape| shape.get(1) == Some(&BIG_G_WIDTH))
+        };
+        let component = match section.component {
+            ComponentKind::TextEncoder if is_big_g() => ComponentKind::TextEncoder2,
+            component => component,
+        };
         let mut idle = Vec::new();
-        let map = match (section.component, section.dialect) {
+        let map = match (component, section.dialect) {
             (ComponentKind::UNet, Dialect::CompVis) => UNetLayout::from_original(has).key_map(),
             (ComponentKind::Vae, Dialect::CompVis) => {
                 let decoder = |i, j| has(&format!("decoder.up.{i}.block.{j}.conv1.weight"));
@@ -261,7 +276,7 @@ impl Found {
                 let layers = count(|i| has(&format!("transformer.resblocks.{i}.ln_1.weight")));
                 let has_projection = has("text_projection");
                 // Only the penultimate layer is read, and converters leave the rest out.
-                let is_penultimate = section.component == ComponentKind::TextEncoder
+                let is_penultimate = component == ComponentKind::TextEncoder
                     && (has_projection || layers == VIT_H_LAYERS);
                 let kept = layers - usize::from(is_penultimate && layers > 0);
                 if is_penultimate {
@@ -278,7 +293,8 @@ impl Found {
                 let layers = "text_model.encoder.layers";
                 let last = VIT_H_LAYERS - 1;
                 // stable-diffusion.cpp writes SD 2's text encoder so, whole. Folders leave the last layer out.
-                if section.prefix.starts_with("cond_stage_model.")
+                if component == ComponentKind::TextEncoder
+                    && section.prefix.starts_with("cond_stage_model.")
                     && has(&format!("{layers}.{last}.layer_norm1.weight"))
                 {
                     idle.push(format!("{layers}.{last}."));
@@ -288,7 +304,7 @@ impl Found {
         };
         Self {
             section,
-            component: section.component,
+            component,
             map,
             idle,
         }
@@ -300,24 +316,68 @@ impl Found {
     }
 }
 
+/// The factors that ComfyUI writes beside weights in float8, and those of activations, which nobody needs whose
+/// activations are wider: `x.scale_weight` and `x.scale_input`, or, later, `x.weight_scale` and `x.input_scale` with a
+/// description `x.comfy_quant`.
+#[derive(Default)]
+struct Scales {
+    /// By the weight's name, the factor's.
+    of_weights: BTreeMap<String, String>,
+    all: BTreeSet<String>,
+}
+
+impl Scales {
+    fn new(names: &BTreeSet<String>) -> Self {
+        let mut scales = Self::default();
+        for name in names {
+            let (module, last) = name.rsplit_once('.').unwrap_or(("", name));
+            let weight = format!("{module}.weight");
+            let known = match last {
+                "scale_weight" | "weight_scale" if names.contains(&weight) => {
+                    scales.of_weights.insert(weight, name.clone());
+                    true
+                }
+                "scale_input" | "input_scale" | "comfy_quant" => names.contains(&weight),
+                // An empty tensor that says that the others are there.
+                "scaled_fp8" => true,
+                _ => false,
+            };
+            if known {
+                scales.all.insert(name.clone());
+            }
+        }
+        scales
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.all.contains(name)
+    }
+
+    fn of(&self, weight: &str) -> Option<String> {
+        self.of_weights.get(weight).cloned()
+    }
+}
+
 impl Sorted {
-    /// Sorts the names of one source. With `ema` the UNet's tensors are their running averages, where there
-    /// are any.
-    pub(super) fn new(source: usize, names: Vec<String>, ema: bool) -> Self {
-        let names: BTreeSet<String> = names.into_iter().collect();
+    /// Sorts the tensors of source number `source`. With `ema` the UNet's tensors are their running averages,
+    /// where there are any.
+    pub(super) fn new(source: usize, tensors: &dyn TensorSource, ema: bool) -> Self {
+        let names: BTreeSet<String> = tensors.tensor_names().into_iter().collect();
         let found: Vec<Found> = SECTIONS
             .iter()
             .filter(|s| s.is_in(&names))
-            .map(|section| Found::new(section, &names))
+            .map(|section| Found::new(section, &names, tensors))
             .collect();
         let mut sorted = Self::default();
         for part in &found {
             sorted.dialects.insert(part.component, part.section.dialect);
         }
+        let scales = Scales::new(&names);
         for name in &names {
-            if is_leftover(name) || found.iter().any(|part| part.is_idle(name)) {
+            if is_leftover(name) || scales.has(name) || found.iter().any(|part| part.is_idle(name))
+            {
                 sorted.leftovers.push(name.clone());
-            } else if !sorted.place(source, name, &found, ema.then_some(&names)) {
+            } else if !sorted.place(source, name, &found, &scales, ema.then_some(&names)) {
                 sorted.unused.push(name.clone());
             }
         }
@@ -330,6 +390,7 @@ impl Sorted {
         source: usize,
         name: &str,
         found: &[Found],
+        scales: &Scales,
         averages: Option<&BTreeSet<String>>,
     ) -> bool {
         for part in found {
@@ -350,6 +411,7 @@ impl Sorted {
                     source,
                     name: name.to_owned(),
                     form: place.form,
+                    scale: scales.of(name),
                 };
                 (place.name, entry)
             }));
@@ -373,6 +435,7 @@ pub(super) fn is_average(name: &str) -> bool {
 fn is_leftover(name: &str) -> bool {
     let last = name.rsplit('.').next().unwrap_or(name);
     LEFTOVERS.contains(&name)
+        || MARKERS.contains(&name)
         || LEFTOVERS.contains(&last)
         || LEFTOVER_MODULES
             .iter()

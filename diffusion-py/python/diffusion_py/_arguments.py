@@ -7,12 +7,14 @@ import math
 import operator
 import os
 from collections.abc import Iterable, Mapping
-from typing import Any, SupportsIndex, TypeAlias
+from typing import Any, SupportsFloat, SupportsIndex, TypeAlias
 
 from .errors import InvalidArgumentError
 
 Path: TypeAlias = "str | os.PathLike[str]"
 Pair: TypeAlias = "tuple[SupportsIndex, SupportsIndex]"
+Strength: TypeAlias = "SupportsFloat | Mapping[str, SupportsFloat]"
+LoraScale: TypeAlias = "tuple[float, float, list[tuple[str, float]]]"
 Sizes: TypeAlias = "tuple[tuple[int, int] | None, tuple[int, int], tuple[int, int] | None]"
 
 
@@ -65,6 +67,27 @@ def with_paths(name: str, values: Any, default: Any) -> list[tuple[str, Any]]:
             raise TypeError(f"{name}: expected a path, found {path!r}")
         found.append((os.fspath(path), beside))
     return found
+
+
+def loras(values: Any) -> list[tuple[str, LoraScale]]:
+    """LoRAs with the strength in the UNet, that in the text encoders, and factors for blocks."""
+    return [(path, lora_scale(strength)) for path, strength in with_paths("loras", values, 1.0)]
+
+
+def lora_scale(strength: Strength) -> LoraScale:
+    """A number for everything, or numbers for ``unet``, ``text_encoder`` and blocks of the UNet."""
+    if not isinstance(strength, Mapping):
+        return number("loras", strength), number("loras", strength), []
+    numbers = {key: number(f"loras: {key}", value) for key, value in strength.items()}
+    parts = numbers.pop("unet", 1.0), numbers.pop("text_encoder", 1.0)
+    return *parts, list(numbers.items())
+
+
+def number(name: str, value: SupportsFloat) -> float:
+    """A number, not its text."""
+    if not isinstance(value, SupportsFloat):
+        raise TypeError(f"{name}: expected a number, found {value!r}")
+    return float(value)
 
 
 def scheduler(scheduler: str | Mapping[str, Any] | None) -> tuple[str | None, str | None]:

@@ -6,7 +6,7 @@ from typing import Any, SupportsFloat, final
 
 import numpy
 
-from ._arguments import Sizes
+from ._arguments import LoraScale, Sizes
 
 __version__: str
 
@@ -91,10 +91,12 @@ class NativePipeline:
         revision: str | None,
         device: str,
         vae: list[str],
-        loras: list[tuple[str, SupportsFloat]],
+        loras: list[tuple[str, LoraScale]],
         embeddings: list[tuple[str, str | None]],
     ) -> NativePipeline: ...
-    def set_loras(self, loras: list[tuple[str, SupportsFloat]], merged: bool) -> None: ...
+    @property
+    def notes(self) -> list[str]: ...
+    def set_loras(self, loras: list[tuple[str, LoraScale]], merged: bool) -> None: ...
     def clear_loras(self) -> None: ...
     def loras(self) -> list[tuple[str, int, list[str]]]: ...
     def add_embedding(self, path: str | PathLike[str], token: str | None) -> str: ...

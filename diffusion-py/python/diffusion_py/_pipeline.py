@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LoraReport", "Output", "Pipeline"]
 
-Loras: TypeAlias = "Path | Iterable[Path | tuple[Path, SupportsFloat]]"
+Loras: TypeAlias = "Path | Iterable[Path | tuple[Path, _arguments.Strength]]"
 
 OutputType = Literal["pil", "np", "latent"]
 
@@ -150,7 +150,7 @@ class Pipeline:
             revision=revision,
             device=str(device),
             vae=_arguments.paths("vae", vae),
-            loras=_arguments.with_paths("loras", loras, 1.0),
+            loras=_arguments.loras(loras),
             embeddings=_arguments.with_paths("embeddings", embeddings, None),
         )
         return cls(native)
@@ -160,12 +160,22 @@ class Pipeline:
         """``(width, height)`` of pictures of calls that name no size, in pixels."""
         return self._native.default_size
 
+    @property
+    def notes(self) -> list[str]:
+        """What the model's file does not say and was assumed, such as what the model predicts, and
+        what of it is not used. Empty for folders in the diffusers layout.
+        """
+        return self._native.notes
+
     def set_loras(self, loras: Loras, *, merged: bool = True) -> None:
         """Puts LoRAs, or their relatives, in place of those that were there before.
 
         Args:
-            loras: As in :meth:`from_pretrained`. Several add up. Words that a file brings with it
-                are added, and stay.
+            loras: As in :meth:`from_pretrained`. Several add up. A strength is a number, or a
+                mapping of numbers: ``"unet"`` and ``"text_encoder"``, each 1 where it is not
+                there, and factors for blocks of the UNet by diffusers' names or the original ones,
+                such as ``{"unet": 0.8, "text_encoder": 0, "up_blocks.1": 0.5}``. Words that a file brings with it
+                come and go with it.
             merged: ``True`` adds them to the weights: runs are as fast as without, and changed weights
                 take memory beside the model's own. ``False`` computes them beside the weights in
                 each step, which takes less memory and more time.
@@ -176,7 +186,7 @@ class Pipeline:
             InvalidArgumentError: One is made for another family of models, or a strength is not
                 finite. The LoRAs of before then stay.
         """
-        self._native.set_loras(_arguments.with_paths("loras", loras, 1.0), merged)
+        self._native.set_loras(_arguments.loras(loras), merged)
 
     def clear_loras(self) -> None:
         """Takes all LoRAs out. The weights are then the model's own, bit for bit."""
@@ -193,7 +203,8 @@ class Pipeline:
         Args:
             path: Its file.
             token: The word. Default: the one that the file states, or else the file's name without
-                its ending.
+                its ending. Files of the user interfaces may state a name that is not the file's;
+                prompts may then use either.
 
         Returns:
             The word.

@@ -203,14 +203,22 @@ impl Encoder {
             )
         })?;
         let dim = config.addition_time_embed_dim.unwrap_or(256);
-        let time_ids = text_time
-            .time_ids
-            .to_dtype(DType::F32)?
-            .flatten_all()?
-            .to_vec1::<f32>()?;
+        let (ids, text) = (&text_time.time_ids, &text_time.text_embeds);
+        let (count, pooled) = (ids.dim(D::Minus1)?, text.dim(D::Minus1)?);
+        let input = config.projection_class_embeddings_input_dim.unwrap_or(0);
+        if !dim.is_multiple_of(2) || count.saturating_mul(dim).saturating_add(pooled) != input {
+            return Err(Error::argument(
+                "addition_time_embed_dim",
+                format!(
+                    "an even width of which {count} numbers make {input} channels with {pooled} of the text"
+                ),
+                dim,
+            ));
+        }
+        let time_ids = ids.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
         let time_ids: Vec<f64> = time_ids.into_iter().map(f64::from).collect();
         let sizes = sinusoid(&time_ids, dim)?.reshape((batch, ()))?;
-        let text = text_time.text_embeds.to_dtype(DType::F32)?;
+        let text = text.to_dtype(DType::F32)?;
         let added = Tensor::cat(&[&text, &sizes], D::Minus1)?;
         temb.add(&add_embedding.forward(&added, None, self.dtype)?)
     }

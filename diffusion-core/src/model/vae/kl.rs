@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::tiling::{Join, Portions, Scale};
 use super::{Posterior, VaeTiling};
-use crate::config::{check_levels, parse_model, require_defaults};
+use crate::config::{check_levels, parse_model};
 use crate::device::compute_dtype;
 use crate::error::{Error, Result};
 use crate::nn::{
@@ -43,6 +43,10 @@ pub struct AutoencoderKlConfig {
     pub scaling_factor: f64,
     /// Subtracted from latents before that.
     pub shift_factor: f64,
+    /// The mean of each channel of the latents, subtracted from them. Only together with `latents_std`.
+    pub latents_mean: Option<Vec<f64>>,
+    /// The standard deviation of each channel of the latents, by which they are then divided.
+    pub latents_std: Option<Vec<f64>>,
     /// Whether the model overflows in f16; it is then held in f32 where f16 arithmetic was asked for.
     pub force_upcast: bool,
     /// Whether a 1x1 convolution follows the encoder.
@@ -65,6 +69,8 @@ impl Default for AutoencoderKlConfig {
             norm_num_groups: 32,
             scaling_factor: 0.18215,
             shift_factor: 0.0,
+            latents_mean: None,
+            latents_std: None,
             force_upcast: false,
             use_quant_conv: true,
             use_post_quant_conv: true,
@@ -80,9 +86,6 @@ impl AutoencoderKlConfig {
     /// [`Error::Format`] if it does not parse, [`Error::Unsupported`] for blocks or settings that this
     /// version does not know.
     pub fn from_json(path: &Path, json: &Value) -> Result<Self> {
-        let null = Value::Null;
-        let defaults = [("latents_mean", null.clone()), ("latents_std", null)];
-        require_defaults("AutoencoderKL", json, &defaults)?;
         for (name, known) in [
             ("down_block_types", "DownEncoderBlock2D"),
             ("up_block_types", "UpDecoderBlock2D"),
@@ -95,7 +98,27 @@ impl AutoencoderKlConfig {
         }
         let config: Self = parse_model(path, json)?;
         check_levels("block_out_channels", &config.block_out_channels)?;
+        config.check_statistics()?;
         Ok(config)
+    }
+
+    fn check_statistics(&self) -> Result<()> {
+        let fits = match (&self.latents_mean, &self.latents_std) {
+            (None, None) => true,
+            (Some(mean), Some(std)) => {
+                let is_whole = |list: &[f64]| list.len() == self.latent_channels;
+                is_whole(mean) && is_whole(std) && std.iter().all(|&std| std > 0.0)
+            }
+            _ => false,
+        };
+        match fits {
+            true => Ok(()),
+            false => Err(Error::argument(
+                "latents_mean and latents_std",
+                "a number and one above 0 for each channel of the latents",
+                format!("{:?} and {:?}", self.latents_mean, self.latents_std),
+            )),
+        }
     }
 
     /// How many pixels of a picture's side one latent pixel stands for.

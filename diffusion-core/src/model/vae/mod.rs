@@ -195,6 +195,23 @@ impl Vae {
         }
     }
 
+    /// The mean and the standard deviation of each channel of the latents, `(1, channels, 1, 1)`, where they
+    /// are not scaled by one number alone.
+    fn statistics(&self, latents: &Tensor) -> Result<Option<(Tensor, Tensor)>> {
+        let Self::Kl(vae) = self else {
+            return Ok(None);
+        };
+        let row = |numbers: &Vec<f64>| -> Result<Tensor> {
+            let row = Tensor::from_slice(numbers, (1, numbers.len(), 1, 1), latents.device())?;
+            Ok(row.to_dtype(latents.dtype())?)
+        };
+        let config = vae.config();
+        match (&config.latents_mean, &config.latents_std) {
+            (Some(mean), Some(std)) => Ok(Some((row(mean)?, row(std)?))),
+            _ => Ok(None),
+        }
+    }
+
     /// The latents' distribution, not yet scaled for the UNet.
     ///
     /// # Shapes
@@ -221,12 +238,17 @@ impl Vae {
         }
     }
 
-    /// From the autoencoder's latents to the UNet's: `(latents - shift_factor) * scaling_factor`.
+    /// From the autoencoder's latents to the UNet's: `(latents - shift_factor) * scaling_factor`, in front of
+    /// which each channel is brought to mean 0 and standard deviation 1 where the configuration has them.
     ///
     /// # Errors
     /// [`Error::Tensor`] if the device fails.
     pub fn scale(&self, latents: &Tensor) -> Result<Tensor> {
         let (scaling, shift) = self.scaling();
+        let latents = match self.statistics(latents)? {
+            Some((mean, std)) => &latents.broadcast_sub(&mean)?.broadcast_div(&std)?,
+            None => latents,
+        };
         Ok(latents.affine(scaling, -shift * scaling)?)
     }
 
@@ -236,7 +258,11 @@ impl Vae {
     /// [`Error::Tensor`] if the device fails.
     pub fn unscale(&self, latents: &Tensor) -> Result<Tensor> {
         let (scaling, shift) = self.scaling();
-        Ok(latents.affine(scaling.recip(), shift)?)
+        let latents = latents.affine(scaling.recip(), shift)?;
+        Ok(match self.statistics(&latents)? {
+            Some((mean, std)) => latents.broadcast_mul(&std)?.broadcast_add(&mean)?,
+            None => latents,
+        })
     }
 
     /// Pictures from unscaled latents.

@@ -16,9 +16,20 @@ pub(super) struct Adapter {
     change: Option<Change>,
     /// `alpha / rank`.
     scale: f64,
-    /// DoRA's lengths: of each output's kernel, `(output, ...)`, or of each input's, `(1, input, ...)`.
-    magnitude: Option<Tensor>,
+    dora: Option<Dora>,
     bias: Option<Tensor>,
+}
+
+/// DoRA's lengths: of each output's kernel, `(output, ...)`, or of each input's, `(1, input, ...)`. The two
+/// programs that write them differ in what the strength scales.
+///
+/// Source: Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", 2024, equation 5.
+#[derive(Debug, Clone)]
+enum Dora {
+    /// The low-rank change, in front of the norm.
+    Peft(Tensor),
+    /// The whole change, also in ComfyUI.
+    Lycoris(Tensor),
 }
 
 /// The change of a weight `(output, input)`.
@@ -80,9 +91,9 @@ impl Adapter {
     ) -> Result<Self, Reason> {
         let alpha = slots.remove(&Slot::Alpha).map(|t| number(&t)).transpose()?;
         let per_output = slots.remove(&Slot::Magnitude).map(|t| t.flatten_all());
-        let magnitude = match per_output.transpose().map_err(|e| e.to_string())? {
-            Some(magnitude) => Some(magnitude),
-            None => slots.remove(&Slot::DoraScale),
+        let dora = match per_output.transpose().map_err(|e| e.to_string())? {
+            Some(lengths) => Some(Dora::Peft(lengths)),
+            None => slots.remove(&Slot::DoraScale).map(Dora::Lycoris),
         };
         let bias = slots.remove(&Slot::DiffBias);
         let change = Change::new(&mut slots)?;
@@ -92,7 +103,7 @@ impl Adapter {
                 slots.keys()
             ));
         }
-        if magnitude.is_some() && change.is_none() {
+        if dora.is_some() && change.is_none() {
             return Err("a DoRA scale without an adapter".into());
         }
         let rank = change
@@ -108,7 +119,7 @@ impl Adapter {
             true => Ok(Self {
                 change,
                 scale,
-                magnitude,
+                dora,
                 bias,
             }),
             false => Err(format!("its scale is {scale}")),
@@ -122,7 +133,7 @@ impl Adapter {
 
     /// What people call it.
     pub(super) fn kind(&self) -> &'static str {
-        match (&self.change, &self.magnitude) {
+        match (&self.change, &self.dora) {
             (Some(_), Some(_)) => "DoRA",
             (Some(Change::Lora(_)), None) => "LoRA",
             (Some(Change::Loha(..)), None) => "LoHa",
@@ -149,19 +160,22 @@ impl Adapter {
         change.check_size(dims)?;
         let delta = change
             .matrix(base.device())
-            .and_then(|delta| delta.reshape(dims)? * (self.scale * scale))
+            .and_then(|delta| delta.reshape(dims)? * self.scale)
             .map_err(|e| e.to_string())?;
-        match &self.magnitude {
-            Some(magnitude) => decompose(base, &delta, magnitude).map(Some),
-            None => Ok(Some(delta)),
+        let scaled = |delta: Tensor| (delta * scale).map_err(|e| e.to_string());
+        match &self.dora {
+            None => scaled(delta),
+            Some(Dora::Peft(lengths)) => decompose(base, &scaled(delta)?, lengths),
+            Some(Dora::Lycoris(lengths)) => scaled(decompose(base, &delta, lengths)?),
         }
+        .map(Some)
     }
 
     /// The same as matrices beside the weight, if it is nothing but a product of two.
     pub(super) fn low_rank(&self, weight: &Tensor, scale: f64) -> Result<Option<LowRank>, Reason> {
         let Self {
             change: Some(change @ Change::Lora(product)),
-            magnitude: None,
+            dora: None,
             bias: None,
             ..
         } = self
@@ -208,9 +222,6 @@ impl Adapter {
 }
 
 /// DoRA: the changed kernels, each brought to its learned length, less the base.
-///
-/// Source: Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", 2024, equation 5. As in PEFT the
-/// strength scales the low-rank change in front of the norm.
 fn decompose(base: &Tensor, delta: &Tensor, magnitude: &Tensor) -> Result<Tensor, Reason> {
     let dims = base.dims();
     let (output, input) = (dims[0], dims.get(1).copied().unwrap_or(1));
@@ -366,19 +377,32 @@ impl Product {
         let Some(core) = &self.core else {
             return left.matmul(&right);
         };
-        let (_, rank, height, width) = core.dims4()?;
-        let (output, input) = (left.dim(0)?, right.dim(1)?);
-        let kernels = left
-            .contiguous()?
-            .matmul(&core.to_device(device)?.flatten_from(1)?)?
-            .reshape((output, rank, height * width))?
-            .transpose(1, 2)?
-            .reshape((output * height * width, rank))?
-            .matmul(&right)?;
-        kernels
-            .reshape((output, height * width, input))?
-            .transpose(1, 2)?
-            .reshape((output, input * height * width))
+        let (left_rank, right_rank, height, width) = core.dims4()?;
+        let (output, input, kernel) = (left.dim(0)?, right.dim(1)?, height * width);
+        let core = core.to_device(device)?;
+        // The cheaper side first: the numbers in between are then no more than the result's or the core's.
+        let from_left = output as u128 * right_rank as u128 <= left_rank as u128 * input as u128;
+        let kernels = match from_left {
+            true => left
+                .contiguous()?
+                .matmul(&core.flatten_from(1)?)?
+                .reshape((output, right_rank, kernel))?
+                .transpose(1, 2)?
+                .reshape((output * kernel, right_rank))?
+                .matmul(&right)?
+                .reshape((output, kernel, input))?,
+            false => {
+                let inner = core
+                    .reshape((left_rank, right_rank, kernel))?
+                    .transpose(1, 2)?
+                    .reshape((left_rank * kernel, right_rank))?
+                    .matmul(&right)?
+                    .reshape((left_rank, kernel * input))?;
+                let kernels = left.contiguous()?.matmul(&inner)?;
+                kernels.reshape((output, kernel, input))?
+            }
+        };
+        kernels.transpose(1, 2)?.reshape((output, input * kernel))
     }
 }
 

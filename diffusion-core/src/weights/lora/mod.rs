@@ -17,7 +17,7 @@ use serde_json::Value;
 
 use super::embedding::{self, Embedded, Embedding};
 use super::{OpenOptions, TensorFile, Wanted, locate};
-use crate::config::read_json;
+use crate::config::read_text;
 use crate::error::{Error, Result};
 use crate::nn::TensorSource;
 
@@ -89,18 +89,24 @@ impl Lora {
         let config = file.with_file_name(ADAPTER_CONFIG);
         let is_peft = file.file_name().is_some_and(|name| name == ADAPTER_MODEL);
         let config = match is_peft && config.is_file() {
-            true => read_json(&config)?,
-            false => Value::Null,
+            true => read_text(&config)?,
+            false => Value::Null.to_string(),
         };
-        Self::read(&TensorFile::open(file)?, &config)
+        Self::read_with(&TensorFile::open(file)?, &config)
     }
 
-    /// Reads the adapters of any source. `config` is PEFT's `adapter_config.json`, or null.
+    /// Reads the adapters of any source. `config` is PEFT's `adapter_config.json`, or null. Of the patterns in
+    /// it that fit a module the first counts, in the order that a [`Value`] has; [`open`](Self::open) goes by the file's.
     ///
     /// # Errors
-    /// [`Error::Format`] if tensors that belong together are missing or do not fit each other, or if no key
-    /// is one of an adapter.
+    /// [`Error::Format`] if tensors that belong together are missing or do not fit each other, if no key
+    /// is one of an adapter, if numbers are not finite, if a word that it brings has no vectors `(count, width)`, or if
+    /// a pattern of PEFT's is no regular expression of the crate `regex`.
     pub fn read(source: &dyn TensorSource, config: &Value) -> Result<Self> {
+        Self::read_with(source, &config.to_string())
+    }
+
+    fn read_with(source: &dyn TensorSource, config: &str) -> Result<Self> {
         let name = source.name();
         let bad = |reason: String| Error::format(Path::new(&name), reason);
         let mut keys = source.tensor_names();
@@ -108,8 +114,8 @@ impl Lora {
         let Embedded {
             embeddings,
             keys: of_embeddings,
-        } = embedding::embedded(source)?;
-        let peft = PeftSettings::new(&source.metadata(), config);
+        } = embedding::embedded(source).map_err(|e| bad(format!("a word of it: {e}")))?;
+        let peft = PeftSettings::new(&source.metadata(), config).map_err(bad)?;
 
         let mut slots = BTreeMap::<Spelled, HashMap<Slot, Tensor>>::new();
         let mut modules = BTreeMap::<Spelled, Vec<String>>::new();
@@ -122,6 +128,9 @@ impl Lora {
                 continue;
             };
             let tensor = source.load(&key, DType::F32, &Device::Cpu)?;
+            if !is_finite(&tensor)? {
+                return Err(bad(format!("{key} has numbers that are not finite")));
+            }
             if slots
                 .entry(module.clone())
                 .or_default()
@@ -201,6 +210,15 @@ impl Lora {
             }
         }
     }
+}
+
+/// Infinities and what is no number would make every weight that they are added to one.
+fn is_finite(tensor: &Tensor) -> Result<bool> {
+    let zero = (tensor * 0.0)?
+        .flatten_all()?
+        .sum_all()?
+        .to_scalar::<f32>()?;
+    Ok(zero == 0.0)
 }
 
 fn file_of(folder: &Path) -> Result<PathBuf> {

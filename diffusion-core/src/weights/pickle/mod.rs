@@ -184,6 +184,9 @@ fn element_size(storage: &RawStorage) -> usize {
         .unwrap_or(1)
 }
 
+/// The only text of a pickle that counts as the file's free text.
+const NAME: &str = "name";
+
 /// Gives every tensor its place in the file, and names to those that a model may ask for.
 fn finish(
     path: &Path,
@@ -224,9 +227,13 @@ fn finish(
         root: program.root,
         start,
     };
+    let root = pickle.root(file);
+    // User interfaces write what a learned word is called beside its vectors.
+    let name = root.get(NAME).and_then(|name| name.as_str());
+    let metadata = name.map(|name| (NAME.to_owned(), name.to_owned()));
     Ok(Contents {
-        tensors: flatten::state_dict(path, pickle.root(file), budget)?,
-        metadata: Default::default(),
+        tensors: flatten::state_dict(path, root, budget)?,
+        metadata: metadata.into_iter().collect(),
         pickle: Some(pickle),
     })
 }
