@@ -44,7 +44,8 @@ pub use error::{Error, ErrorKind, Result};
 pub use image::RgbImage;
 pub use model::{ControlNet, T2iAdapter, TextEncoder, Tokenizer, UNet, Vae};
 pub use pipeline::{
-    Conditioning, Control, GenerateRequest, Generated, PictureSizes, Pipeline, Progress, Warning,
+    Conditioning, Control, GenerateRequest, Generated, PictureSizes, Pipeline, Progress,
+    PromptEmbeds, PromptPlan, PromptSyntax, Warning,
 };
 pub use scheduler::{
     Ddim, DpmSolverMultistep, Euler, Scheduler, SigmaSchedule, Solver, Step, WithLevels,

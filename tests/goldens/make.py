@@ -29,6 +29,7 @@ import loras
 import networks
 import parameters
 import plans
+import prompts_a1111
 import published
 import runs
 import schedulers
@@ -66,6 +67,7 @@ def main():
         "loras": loras.make,
         "hub": hub.make,
         "embeddings": embeddings.make,
+        "prompts_a1111": prompts_a1111.make,
         "ip_adapters": ip_adapters.make,
         "runs": runs.make,
         "sdxl": sdxl.make,

@@ -12,6 +12,7 @@ mod gradients;
 mod ip_adapters;
 mod loras;
 mod networks;
+mod prompts;
 mod published;
 mod rng;
 mod runs;

@@ -4,6 +4,7 @@ mod controls;
 mod guidance;
 mod image_prompt;
 mod noise_config;
+mod plan;
 mod schedule;
 
 use candle_core::Tensor;
@@ -12,6 +13,7 @@ pub use controls::{Controls, FeatureControl, NetControl, Window};
 pub use guidance::{Conditioning, Guided};
 pub use image_prompt::ImagePrompt;
 pub use noise_config::{BetaSchedule, NoiseForm, NoiseScheduleConfig, PredictionType};
+pub use plan::{ComposedPrompt, Planned, PromptPlan};
 pub use schedule::{NoiseSchedule, ZERO_SNR_SIGMA};
 pub(crate) use schedule::{flow_to_sigma, shifted};
 

@@ -15,7 +15,7 @@ pub use clip_vision::{ClipVisionConfig, ImageEncoder, ImageEncoding};
 pub use controlnet::{ChannelOrder, ControlNet, ControlNetConfig};
 pub use ip_adapter::{ImageProjection, IpAdapter, IpAdapterConfig, IpAdapterScale};
 pub use t2i_adapter::{AdapterType, T2iAdapter, T2iAdapterConfig};
-pub use tokenizer::{Encoding, Tokenizer};
+pub use tokenizer::{Encoding, Token, Tokenizer};
 pub use unet::{
     ControlResiduals, CrossAttention, TextTime, UNet, UNetConfig, UNetInput, UNetResiduals,
 };

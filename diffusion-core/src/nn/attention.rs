@@ -11,11 +11,13 @@ const MAX_SCORES: usize = 1 << 24;
 
 /// Which keys a query sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mask {
+pub enum Mask<'a> {
     /// All of them.
     None,
     /// Those up to its own position, as CLIP's text model.
     Causal,
+    /// The same without those at some positions, of which the first must not be one.
+    CausalBut(&'a [usize]),
 }
 
 /// `softmax(q k^T / sqrt(d)) v` over `heads` heads of width `d`.
@@ -34,7 +36,7 @@ pub fn attention(
     k: &Activation,
     v: &Activation,
     heads: usize,
-    mask: Mask,
+    mask: Mask<'_>,
     upcast: bool,
 ) -> Result<Activation> {
     let (batch, queries, width) = q.tensor().dims3()?;
@@ -59,8 +61,14 @@ pub fn attention(
         .map(|start| {
             let len = block.min(queries - start);
             let mut scores = q.narrow(2, start, len)?.contiguous()?.matmul(&k)?;
-            if mask == Mask::Causal {
-                scores = scores.broadcast_add(&causal_bias(start, len, keys, &scores)?)?;
+            let unseen = match mask {
+                Mask::None => None,
+                Mask::Causal => Some(&[][..]),
+                Mask::CausalBut(unseen) => Some(unseen),
+            };
+            if let Some(unseen) = unseen {
+                let bias = causal_bias(start, len, keys, unseen, &scores)?;
+                scores = scores.broadcast_add(&bias)?;
             }
             Ok(softmax(&scores)?.to_dtype(dtype)?.matmul(&v)?)
         })
@@ -87,11 +95,22 @@ fn softmax(scores: &Tensor) -> Result<Tensor> {
     })
 }
 
-fn causal_bias(start: usize, queries: usize, keys: usize, like: &Tensor) -> Result<Tensor> {
-    let bias: Vec<f32> = (start..start + queries)
+fn causal_bias(
+    start: usize,
+    queries: usize,
+    keys: usize,
+    unseen: &[usize],
+    like: &Tensor,
+) -> Result<Tensor> {
+    let mut bias: Vec<f32> = (start..start + queries)
         .flat_map(|query| {
             (0..keys).map(move |key| if key > query { f32::NEG_INFINITY } else { 0.0 })
         })
         .collect();
+    for row in bias.chunks_mut(keys) {
+        for &key in unseen {
+            row[key] = f32::NEG_INFINITY;
+        }
+    }
     Ok(Tensor::from_vec(bias, (queries, keys), like.device())?.to_dtype(like.dtype())?)
 }

@@ -1,6 +1,6 @@
 //! LoRAs and learned words, put in and taken out between runs.
 
-use super::Pipeline;
+use super::{Pipeline, PromptCache};
 use crate::error::{Error, Result};
 use crate::model::{TextEncoder, Tokenizer, UNet};
 use crate::weights::{Embedding, Lora, LoraMode, LoraReport, LoraScale, ModelPart, merge_loras};
@@ -143,6 +143,7 @@ impl Pipeline {
         self.unet = unet.with_changes(merged.take(ModelPart::UNet))?;
         self.adapters.base_unet = Some(unet);
         self.text = text;
+        self.prompts = PromptCache::default();
         self.adapters.loras = merged.reports;
         Ok(())
     }
@@ -157,6 +158,7 @@ impl Pipeline {
                 text.encoder = Some(base);
             }
         }
+        self.prompts = PromptCache::default();
         self.adapters.loras.clear();
     }
 
@@ -182,6 +184,7 @@ impl Pipeline {
             return Err(Error::unsupported(what, "leave it out"));
         }
         self.text = text;
+        self.prompts = PromptCache::default();
         self.adapters.words.push(embedding.token().to_owned());
         Ok(())
     }

@@ -27,12 +27,14 @@ pub use controls::{Control, ControlImage, ControlModel};
 pub use image_encoder::ImageEncoderFiles;
 use image_prompts::Sight;
 pub use image_prompts::{ImageEmbeds, IpAdapterImage};
+use prompt::PromptCache;
+pub use prompt::{PromptEmbeds, PromptSyntax};
 pub use request::{GenerateRequest, PictureSizes};
 pub use run::Sampled;
 pub use shared::SharedPipeline;
 
-pub use crate::denoise::Conditioning;
 use crate::denoise::NoiseSchedule;
+pub use crate::denoise::{Conditioning, PromptPlan};
 use crate::model::{TextEncoder, Tokenizer, UNet, Vae};
 use crate::scheduler::Scheduler;
 
@@ -54,6 +56,8 @@ pub struct Pipeline {
     device: Device,
     adapters: Adapters,
     sight: Sight,
+    /// Prompts that these text encoders read before.
+    prompts: PromptCache,
 }
 
 impl Pipeline {

@@ -8,9 +8,10 @@ use image::RgbImage;
 
 use super::check::Checked;
 use super::{
-    Conditioning, GenerateRequest, Generated, Pipeline, Progress, ProgressFn, Timings, Warning,
+    Conditioning, GenerateRequest, Generated, Pipeline, Progress, ProgressFn, PromptPlan, Timings,
+    Warning,
 };
-use crate::denoise::Guided;
+use crate::denoise::{Guided, Planned};
 use crate::error::{Error, Result};
 use crate::media;
 use crate::rng::{BrownianNoise, ImageRngs, NoiseKind, NoiseSource};
@@ -86,9 +87,9 @@ impl Pipeline {
     ) -> Result<Sampled> {
         let checked = self.check(request)?;
         let start = Instant::now();
-        let (conditioning, warnings) = self.encode_checked(request, &checked)?;
+        let (plan, warnings) = self.encode_checked(request, &checked)?;
         let encode = start.elapsed();
-        let sampled = self.sample_checked(&conditioning, request, checked, progress)?;
+        let sampled = self.sample_checked(&plan, request, checked, progress)?;
         Ok(Sampled {
             warnings,
             timings: Timings {
@@ -110,7 +111,21 @@ impl Pipeline {
         request: &GenerateRequest,
         progress: &mut ProgressFn<'_>,
     ) -> Result<Sampled> {
-        self.sample_checked(conditioning, request, self.check(request)?, progress)
+        self.sample_plan(&conditioning.clone().into(), request, progress)
+    }
+
+    /// The middle stage under a plan of several conditionings.
+    ///
+    /// # Errors
+    /// As [`sample`](Self::sample), and [`Error::Unsupported`] for compositions with a model that has guidance distilled
+    /// in.
+    pub fn sample_plan(
+        &self,
+        plan: &PromptPlan,
+        request: &GenerateRequest,
+        progress: &mut ProgressFn<'_>,
+    ) -> Result<Sampled> {
+        self.sample_checked(plan, request, self.check(request)?, progress)
     }
 
     /// The last stage: pictures from latents.
@@ -155,7 +170,7 @@ impl Pipeline {
 
     fn sample_checked(
         &self,
-        conditioning: &Conditioning,
+        plan: &PromptPlan,
         request: &GenerateRequest,
         checked: Checked,
         progress: &mut ProgressFn<'_>,
@@ -174,7 +189,8 @@ impl Pipeline {
         let factor = self.vae.downscale();
         let shape = [self.vae.latent_channels(), height / factor, width / factor];
         let num_images = seeds.len();
-        conditioning.check_rows(num_images)?;
+        plan.check(num_images)?;
+        let needs_unconditional = scheduler.needs_unconditional() || plan.is_composed();
         self.check_windows(request, sampler.sigmas()?.len() - 1)?;
         let controls = self.read_controls(request, (width, height))?;
         let mut batches = Vec::new();
@@ -190,15 +206,20 @@ impl Pipeline {
                 Some(_) => given,
                 None => sampler.initial_latents(&given)?,
             };
-            let mut denoiser = Guided::new(
-                &self.unet,
-                &noise,
-                &conditioning.of_images(&images, num_images)?,
-                request.guidance_scale,
-                scheduler.needs_unconditional(),
-                images.len(),
-            )?
-            .with_controls(controls.of_images(&images)?);
+            let plan = plan.of_images(&images, num_images)?;
+            let controls = controls.of_images(&images)?;
+            let guided = |conditioning: &Conditioning, guidance_scale: Option<f64>| {
+                let guided = Guided::new(
+                    &self.unet,
+                    &noise,
+                    conditioning,
+                    guidance_scale.unwrap_or(1.0),
+                    needs_unconditional && guidance_scale.is_some(),
+                    images.len(),
+                )?;
+                Ok(guided.with_controls(controls.clone()))
+            };
+            let mut denoiser = Planned::new(&plan, request.guidance_scale, guided);
             let mut fresh_noise: Box<dyn NoiseSource> = match scheduler.noise_kind() {
                 NoiseKind::Gaussian => Box::new(rngs),
                 NoiseKind::Brownian => {
