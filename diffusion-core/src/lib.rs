@@ -45,7 +45,8 @@ pub use image::{GrayImage, RgbImage};
 pub use model::{ControlNet, T2iAdapter, TextEncoder, Tokenizer, UNet, Vae};
 pub use pipeline::{
     CancelToken, Conditioning, Control, GenerateRequest, Generated, Hires, InitImage,
-    MaskedContent, PictureSizes, Pipeline, Progress, Upscaler, Warning,
+    MaskedContent, PictureSizes, Pipeline, Progress, PromptEmbeds, PromptPlan, PromptSyntax,
+    Upscaler, Warning,
 };
 pub use scheduler::{
     Ddim, DpmSolverMultistep, Euler, Scheduler, SigmaSchedule, Solver, Step, WithLevels,

@@ -35,6 +35,7 @@ import parameters
 import pictures
 import perturbed
 import plans
+import prompts_a1111
 import published
 import runs
 import safety
@@ -80,6 +81,7 @@ def main():
         "loras": loras.make,
         "hub": hub.make,
         "embeddings": embeddings.make,
+        "prompts_a1111": prompts_a1111.make,
         "ip_adapters": ip_adapters.make,
         "runs": runs.make,
         "sdxl": sdxl.make,

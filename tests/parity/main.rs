@@ -19,6 +19,7 @@ mod networks;
 mod perturbed;
 mod predictions;
 mod previews;
+mod prompts;
 mod published;
 mod rng;
 mod runs;

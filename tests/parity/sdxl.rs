@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use diffusion_core::weights::{Checkpoint, Embedding, Lora};
-use diffusion_core::{GenerateRequest, PictureSizes, Pipeline, Tensor, Tokenizer};
+use diffusion_core::{GenerateRequest, PictureSizes, Pipeline, PromptSyntax, Tensor, Tokenizer};
 use diffusion_tests::{
     Golden, RUN_TOLERANCE, TOLERANCE, TestResult, assert_close, golden_json, golden_path,
     model_path,
@@ -43,6 +43,7 @@ fn request(case: &Value) -> TestResult<GenerateRequest> {
     let number = |key: &str| case[key].as_u64().unwrap_or_default() as usize;
     let images = images(case);
     let mut request = GenerateRequest::txt2img("")
+        .prompt_syntax(PromptSyntax::Plain)
         .size(number("width"), number("height"))
         .num_steps(number("steps"))
         .guidance_scale(case["guidance"].as_f64().ok_or("no guidance")?)

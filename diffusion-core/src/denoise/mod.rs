@@ -9,6 +9,7 @@ mod inpaint;
 mod lerp;
 mod noise_config;
 mod perturbation;
+mod plan;
 mod scales;
 mod schedule;
 
@@ -23,6 +24,7 @@ pub use image_prompt::ImagePrompt;
 pub use inpaint::Inpaint;
 pub use noise_config::{BetaSchedule, NoiseForm, NoiseScheduleConfig, PredictionType};
 pub use perturbation::Perturbation;
+pub use plan::{ComposedPrompt, Planned, PromptPlan};
 pub use scales::Guidance;
 pub(crate) use scales::MAX_SCALE;
 pub use schedule::{NoiseSchedule, ZERO_SNR_SIGMA};

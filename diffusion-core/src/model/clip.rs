@@ -257,7 +257,22 @@ impl TextEncoder {
     /// # Errors
     /// [`Error::InvalidArgument`] for lists of other lengths or ids outside the vocabulary.
     pub fn forward(&self, ids: &[Vec<u32>]) -> Result<TextEncoding> {
+        self.forward_unseen(ids, &[])
+    }
+
+    /// Encodes prompts in which some tokens are there but not looked at, so that all others keep their places.
+    ///
+    /// # Shapes
+    /// As [`forward`](Self::forward); `unseen`: the places of those tokens, in all of the prompts.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward), and if the first token is one of them: it would see nothing.
+    pub fn forward_unseen(&self, ids: &[Vec<u32>], unseen: &[usize]) -> Result<TextEncoding> {
         let (batch, tokens) = self.check_ids(ids)?;
+        if let Some(at) = unseen.iter().find(|&&at| at == 0 || at >= tokens) {
+            let expected = format!("places from 1 to {}", tokens - 1);
+            return Err(Error::argument("unseen tokens", expected, at));
+        }
         let device = self.token_embedding.device();
         let flat = Tensor::from_vec(ids.concat(), batch * tokens, device)?;
         let embedded = self
@@ -270,7 +285,7 @@ impl TextEncoder {
             .narrow(0, 0, tokens)?
             .to_dtype(self.dtype)?;
         let embedded = Activation::new(embedded.broadcast_add(&positions)?);
-        let hidden_states = self.encoder.forward(embedded)?;
+        let hidden_states = self.encoder.forward_unseen(embedded, unseen)?;
         let last_hidden_state = self.final_norm(&hidden_states[hidden_states.len() - 1])?;
         let pooled = self.pool(ids, &last_hidden_state)?;
         let text_embeds = self

@@ -17,7 +17,7 @@ pub(super) struct TowerConfig {
     pub(super) function: ActivationFunction,
     pub(super) eps: f64,
     /// Text looks back, pictures everywhere.
-    pub(super) mask: Mask,
+    pub(super) mask: Mask<'static>,
 }
 
 /// Layers one behind the other.
@@ -39,10 +39,19 @@ impl Tower {
 
     /// What goes in, then what each layer makes of it: `layers + 1` values `(batch, tokens, hidden)`.
     pub(super) fn forward(&self, x: Activation) -> Result<Vec<Tensor>> {
+        self.forward_unseen(x, &[])
+    }
+
+    /// The same for text in which nothing looks at some tokens.
+    pub(super) fn forward_unseen(&self, x: Activation, unseen: &[usize]) -> Result<Vec<Tensor>> {
+        let mask = match unseen {
+            [] => self.config.mask,
+            _ => Mask::CausalBut(unseen),
+        };
         let mut x = x;
         let mut hidden_states = vec![x.tensor().clone()];
         for layer in &self.layers {
-            x = layer.forward(&x, &self.config)?;
+            x = layer.forward(&x, &self.config, mask)?;
             hidden_states.push(x.tensor().clone());
         }
         Ok(hidden_states)
@@ -79,14 +88,14 @@ impl Layer {
         })
     }
 
-    fn forward(&self, x: &Activation, config: &TowerConfig) -> Result<Activation> {
+    fn forward(&self, x: &Activation, config: &TowerConfig, mask: Mask<'_>) -> Result<Activation> {
         let normed = self.layer_norm1.forward(x)?;
         let (q, k, v) = (
             self.q_proj.forward(&normed)?,
             self.k_proj.forward(&normed)?,
             self.v_proj.forward(&normed)?,
         );
-        let attended = attention(&q, &k, &v, config.heads, config.mask, false)?;
+        let attended = attention(&q, &k, &v, config.heads, mask, false)?;
         let x = x.add(&self.out_proj.forward(&attended)?)?;
         let hidden = self.fc1.forward(&self.layer_norm2.forward(&x)?)?;
         x.add(&self.fc2.forward(&config.function.apply(&hidden)?)?)

@@ -17,7 +17,7 @@ pub use controlnet::{ChannelOrder, ControlNet, ControlNetConfig};
 pub use ip_adapter::{ImageProjection, IpAdapter, IpAdapterConfig, IpAdapterScale};
 pub use safety_checker::{SafetyChecker, SafetyReport};
 pub use t2i_adapter::{AdapterType, T2iAdapter, T2iAdapterConfig};
-pub use tokenizer::{Encoding, Tokenizer};
+pub use tokenizer::{Encoding, Token, Tokenizer};
 pub use unet::{
     ControlResiduals, CrossAttention, Shrink, TextTime, UNet, UNetConfig, UNetInput, UNetResiduals,
 };

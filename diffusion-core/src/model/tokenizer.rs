@@ -1,6 +1,7 @@
 //! CLIP's tokenizer.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::Path;
 
 use serde_json::Value;
@@ -27,6 +28,15 @@ pub struct Encoding {
     pub ids: Vec<u32>,
     /// The end of the prompt that did not fit, as text, if any.
     pub truncated: Option<String>,
+}
+
+/// One token of a text, or the vectors of a learned word, which belong together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Token {
+    /// Its id; a learned word of several vectors has as many ids that follow each other.
+    pub ids: Range<u32>,
+    /// Where it begins in the text, in bytes.
+    pub start: usize,
 }
 
 /// Byte-level BPE with CLIP's start, end and padding tokens.
@@ -200,34 +210,66 @@ impl Tokenizer {
         self.max_length
     }
 
+    /// How many ids of a text the model takes at once, start and end token not counted.
+    pub fn room(&self) -> usize {
+        self.max_length - 2
+    }
+
+    /// The tokens of a text of any length.
+    ///
+    /// # Errors
+    /// [`Error::Custom`] if the tokenizer fails.
+    pub fn tokens(&self, text: &str) -> Result<Vec<Token>> {
+        let encoded = self.inner.encode(text, false).map_err(Error::Custom)?;
+        let starts = encoded.get_offsets().iter().map(|&(start, _)| start);
+        let token = |(&id, start): (&u32, usize)| {
+            let length = self.word_lengths.get(&id).copied().unwrap_or(1);
+            Token {
+                ids: id..id + length,
+                start,
+            }
+        };
+        Ok(encoded.get_ids().iter().zip(starts).map(token).collect())
+    }
+
+    /// At most [`room`](Self::room) ids between start and end token, padded to [`max_length`](Self::max_length).
+    /// What does not fit is left out.
+    pub fn framed(&self, ids: &[u32]) -> Vec<u32> {
+        let mut framed = Vec::with_capacity(self.max_length);
+        framed.push(self.bos);
+        framed.extend(ids.iter().take(self.room()));
+        framed.push(self.eos);
+        framed.resize(self.max_length, self.pad);
+        framed
+    }
+
+    /// The id of a token as the vocabulary spells it, with `</w>` at the end of words.
+    pub fn id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// A token as the vocabulary spells it.
+    pub fn spelling(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
     /// Encodes a prompt, cut or padded to [`max_length`](Self::max_length).
     ///
     /// # Errors
     /// [`Error::Custom`] if the tokenizer fails.
     pub fn encode(&self, prompt: &str) -> Result<Encoding> {
-        let encoded = self.inner.encode(prompt, false).map_err(Error::Custom)?;
-        let starts = encoded.get_offsets().iter().map(|&(start, _)| start);
-        let tokens: Vec<(u32, usize)> = encoded
-            .get_ids()
-            .iter()
-            .zip(starts)
-            .flat_map(|(&id, start)| {
-                let length = self.word_lengths.get(&id).copied().unwrap_or(1);
-                (id..id + length).map(move |id| (id, start))
-            })
-            .collect();
-        let room = self.max_length - 2;
-        let kept = tokens.len().min(room);
-        let mut ids = Vec::with_capacity(self.max_length);
-        ids.push(self.bos);
-        ids.extend(tokens[..kept].iter().map(|(id, _)| id));
-        ids.push(self.eos);
-        ids.resize(self.max_length, self.pad);
-        let truncated = tokens.get(kept).map(|&(_, start)| {
+        let tokens = self.tokens(prompt)?;
+        let with_start = |Token { ids, start }: Token| ids.map(move |id| (id, start));
+        let all: Vec<(u32, usize)> = tokens.into_iter().flat_map(with_start).collect();
+        let ids: Vec<u32> = all.iter().map(|(id, _)| *id).collect();
+        let truncated = all.get(self.room()).map(|&(_, start)| {
             let rest = prompt.get(start..).unwrap_or_default();
             rest.to_owned()
         });
-        Ok(Encoding { ids, truncated })
+        Ok(Encoding {
+            ids: self.framed(&ids),
+            truncated,
+        })
     }
 }
 

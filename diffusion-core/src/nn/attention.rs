@@ -18,11 +18,13 @@ const MIN_QUERIES: usize = 130;
 
 /// Which keys a query sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mask {
+pub enum Mask<'a> {
     /// All of them.
     None,
     /// Those up to its own position, as CLIP's text model.
     Causal,
+    /// The same without those at some positions, of which the first must not be one.
+    CausalBut(&'a [usize]),
 }
 
 /// The most elements of one block of scores over `keys` keys.
@@ -47,7 +49,7 @@ pub fn attention(
     k: &Activation,
     v: &Activation,
     heads: usize,
-    mask: Mask,
+    mask: Mask<'_>,
     upcast: bool,
 ) -> Result<Activation> {
     let (batch, queries, width) = q.tensor().dims3()?;
@@ -66,6 +68,11 @@ pub fn attention(
     let k = split_heads(k, heads)?.to_dtype(scores_dtype)?.t()?;
     let v = split_heads(v, heads)?;
 
+    let unseen = match mask {
+        Mask::None => None,
+        Mask::Causal => Some(&[][..]),
+        Mask::CausalBut(unseen) => Some(unseen),
+    };
     let blocks = Blocks::new(MAX_SCORES, batch * heads, queries, keys);
     let joined = blocks.run(|planes, start, len| {
         let of = |x: &Tensor| x.narrow(0, planes.start, planes.len());
@@ -73,8 +80,9 @@ pub fn attention(
             .narrow(1, start, len)?
             .contiguous()?
             .matmul(&of(&k)?)?;
-        if mask == Mask::Causal {
-            scores = scores.broadcast_add(&causal_bias(start, len, keys, &scores)?)?;
+        if let Some(unseen) = unseen {
+            let bias = causal_bias(start, len, keys, unseen, &scores)?;
+            scores = scores.broadcast_add(&bias)?;
         }
         Ok(softmax(&scores)?.to_dtype(dtype)?.matmul(&of(&v)?)?)
     })?;
@@ -139,12 +147,23 @@ fn softmax(scores: &Tensor) -> Result<Tensor> {
     })
 }
 
-fn causal_bias(start: usize, queries: usize, keys: usize, like: &Tensor) -> Result<Tensor> {
-    let bias: Vec<f32> = (start..start + queries)
+fn causal_bias(
+    start: usize,
+    queries: usize,
+    keys: usize,
+    unseen: &[usize],
+    like: &Tensor,
+) -> Result<Tensor> {
+    let mut bias: Vec<f32> = (start..start + queries)
         .flat_map(|query| {
             (0..keys).map(move |key| if key > query { f32::NEG_INFINITY } else { 0.0 })
         })
         .collect();
+    for row in bias.chunks_mut(keys) {
+        for &key in unseen {
+            row[key] = f32::NEG_INFINITY;
+        }
+    }
     Ok(Tensor::from_vec(bias, (queries, keys), like.device())?.to_dtype(like.dtype())?)
 }
 

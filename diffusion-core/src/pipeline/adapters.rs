@@ -1,6 +1,6 @@
 //! LoRAs and learned words, put in and taken out between runs.
 
-use super::Pipeline;
+use super::{Pipeline, PromptCache};
 use crate::error::{Error, Result};
 use crate::model::{TextEncoder, Tokenizer, UNet};
 use crate::weights::{Embedding, Lora, LoraMode, LoraReport, LoraScale, ModelPart, merge_loras};
@@ -163,6 +163,7 @@ impl Pipeline {
         self.unet = base.unet.with_changes(merged.take(ModelPart::UNet))?;
         self.text = text;
         self.adapters.base = Some(base);
+        self.prompts = PromptCache::default();
         self.adapters.loras = merged.reports;
         Ok(())
     }
@@ -173,6 +174,7 @@ impl Pipeline {
             self.unet = base.unet;
             self.text = base.text;
         }
+        self.prompts = PromptCache::default();
         self.adapters.loras.clear();
     }
 
@@ -199,6 +201,7 @@ impl Pipeline {
             base.text = with_word(&base.text, embedding)?;
         }
         self.text = text;
+        self.prompts = PromptCache::default();
         self.adapters.words.push(embedding.clone());
         Ok(())
     }

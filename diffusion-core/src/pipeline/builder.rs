@@ -6,9 +6,9 @@ use std::sync::Arc;
 use candle_core::{DType, Device};
 use serde_json::{Value, json};
 
-use super::Pipeline;
 use super::adapters::{Adapters, TextPart};
 use super::image_prompts::Sight;
+use super::{Pipeline, PromptCache};
 use crate::denoise::NoiseSchedule;
 use crate::device::check_weights_dtype;
 use crate::error::{Error, Result};
@@ -288,6 +288,7 @@ impl PipelineBuilder {
             sight: Sight::default(),
             safety_checker: None,
             notes,
+            prompts: PromptCache::default(),
         };
         if let Some(path) = self.image_encoder {
             pipeline.load_image_encoder(path)?;

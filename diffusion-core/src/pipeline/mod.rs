@@ -41,14 +41,16 @@ pub use image_encoder::ImageEncoderFiles;
 use image_prompts::Sight;
 pub use image_prompts::{ImageEmbeds, IpAdapterImage};
 pub use interpolation::{Interpolated, Interpolation};
+use prompt::PromptCache;
+pub use prompt::{PromptEmbeds, PromptSyntax};
 use provenance::RunRecord;
 pub use provenance::{RecallWarning, Recalled};
 pub use request::{GenerateRequest, Hires, InitImage, MaskedContent, PictureSizes, Upscaler};
 pub use run::Sampled;
 pub use shared::SharedPipeline;
 
-pub use crate::denoise::Conditioning;
 use crate::denoise::NoiseSchedule;
+pub use crate::denoise::{Conditioning, PromptPlan};
 use crate::model::{SafetyChecker, SafetyReport, TextEncoder, Tokenizer, UNet, Vae};
 use crate::scheduler::Scheduler;
 
@@ -74,6 +76,8 @@ pub struct Pipeline {
     sight: Sight,
     safety_checker: Option<Arc<SafetyChecker>>,
     notes: Vec<String>,
+    /// Prompts that these text encoders read before.
+    prompts: PromptCache,
 }
 
 impl Pipeline {

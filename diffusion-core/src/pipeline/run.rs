@@ -11,9 +11,10 @@ use super::check::Checked;
 use super::provenance::RunRecord;
 use super::start::Start;
 use super::{
-    Conditioning, GenerateRequest, Generated, Pipeline, Progress, ProgressFn, Timings, Warning,
+    Conditioning, GenerateRequest, Generated, Pipeline, Progress, ProgressFn, PromptPlan, Timings,
+    Warning,
 };
-use crate::denoise::{Denoiser, Guided, Inpaint, row_for_each};
+use crate::denoise::{Denoiser, Guidance, Guided, Inpaint, Planned, row_for_each};
 use crate::error::{Error, Result};
 use crate::media;
 use crate::model::Vae;
@@ -143,9 +144,9 @@ impl Pipeline {
         let checked = self.check(request)?;
         let start = Instant::now();
         request.check_cancelled()?;
-        let (conditioning, mut warnings) = self.encode_checked(request, &checked)?;
+        let (plan, mut warnings) = self.encode_checked(request, &checked)?;
         let encode = start.elapsed();
-        let sampled = self.sample_checked(&conditioning, request, checked, progress)?;
+        let sampled = self.sample_checked(&plan, request, checked, progress)?;
         warnings.extend(sampled.warnings);
         Ok(Sampled {
             warnings,
@@ -168,10 +169,25 @@ impl Pipeline {
         request: &GenerateRequest,
         progress: &mut ProgressFn<'_>,
     ) -> Result<Sampled> {
-        let mut sampled =
-            self.sample_checked(conditioning, request, self.check(request)?, progress)?;
-        let given = &conditioning.prompt_embeds;
-        sampled.record.needs_tensor("conditioning", given)?;
+        self.sample_plan(&conditioning.clone().into(), request, progress)
+    }
+
+    /// The middle stage under a plan of several conditionings.
+    ///
+    /// # Errors
+    /// As [`sample`](Self::sample), and [`Error::Unsupported`] for compositions with a model that has guidance distilled
+    /// in.
+    pub fn sample_plan(
+        &self,
+        plan: &PromptPlan,
+        request: &GenerateRequest,
+        progress: &mut ProgressFn<'_>,
+    ) -> Result<Sampled> {
+        let mut sampled = self.sample_checked(plan, request, self.check(request)?, progress)?;
+        for conditioning in plan.conditionings() {
+            let given = &conditioning.prompt_embeds;
+            sampled.record.needs_tensor("conditioning", given)?;
+        }
         Ok(sampled)
     }
 
@@ -221,7 +237,7 @@ impl Pipeline {
 
     fn sample_checked(
         &self,
-        conditioning: &Conditioning,
+        plan: &PromptPlan,
         request: &GenerateRequest,
         checked: Checked,
         progress: &mut ProgressFn<'_>,
@@ -247,7 +263,8 @@ impl Pipeline {
         let factor = self.vae.downscale();
         let shape = [self.vae.latent_channels(), height / factor, width / factor];
         let num_images = seeds.len();
-        conditioning.check_rows(num_images)?;
+        plan.check(num_images)?;
+        let needs_unconditional = scheduler.needs_unconditional() || plan.is_composed();
         self.check_windows(request, sigmas.len() - 1)?;
         let controls = self.read_controls(request, (width, height))?;
         let (unet, perturbation) = (self.unet_of(request)?, self.perturbation_of(request)?);
@@ -271,23 +288,29 @@ impl Pipeline {
                 batches.push(begin.clean.unwrap_or(initial));
                 continue;
             }
-            let guided = Guided::new(
-                &unet,
-                &noise,
-                &conditioning.of_images(&images, num_images)?,
-                begin.channels.as_ref(),
-                &request.guidance,
-                scheduler.needs_unconditional(),
-                images.len(),
-            )?
-            .with_controls(controls.of_images(&images)?)
-            .with_perturbation(perturbation.clone())
-            .with_deep_shrink(request.deep_shrink);
+            let plan = plan.of_images(&images, num_images)?;
+            let controls = controls.of_images(&images)?;
+            let guided = |conditioning: &Conditioning, guidance: Option<&Guidance>| {
+                let guided = Guided::new(
+                    &unet,
+                    &noise,
+                    conditioning,
+                    begin.channels.as_ref(),
+                    guidance.unwrap_or(&Guidance::scale(1.0)),
+                    needs_unconditional && guidance.is_some(),
+                    images.len(),
+                )?;
+                Ok(guided
+                    .with_controls(controls.clone())
+                    .with_perturbation(perturbation.clone())
+                    .with_deep_shrink(request.deep_shrink))
+            };
+            let planned = Planned::new(&plan, &request.guidance, guided);
             let mut denoiser = match (begin.mask, begin.clean) {
                 (Some(mask), Some(clean)) => {
-                    Masked::Inpaint(Inpaint::new(guided, mask, clean, begin.noise, from_noise))
+                    Masked::Inpaint(Inpaint::new(planned, mask, clean, begin.noise, from_noise))
                 }
-                _ => Masked::No(guided),
+                _ => Masked::No(planned),
             };
             let mut fresh_noise: Box<dyn NoiseSource> = match scheduler.noise_kind() {
                 NoiseKind::Gaussian => Box::new(rngs),
@@ -368,15 +391,15 @@ impl Pipeline {
 }
 
 /// A run's denoiser, which may look after a mask.
-enum Masked<'a> {
-    No(Guided<'a>),
-    Inpaint(Inpaint<Guided<'a>>),
+enum Masked<D> {
+    No(D),
+    Inpaint(Inpaint<D>),
 }
 
-impl Masked<'_> {
+impl<D: Denoiser> Masked<D> {
     fn as_denoiser(&mut self) -> &mut dyn Denoiser {
         match self {
-            Self::No(guided) => guided,
+            Self::No(denoiser) => denoiser,
             Self::Inpaint(inpaint) => inpaint,
         }
     }

@@ -17,6 +17,7 @@ pub(super) const FIELDS: &[(&str, &str)] = &[
     ("Seed", "seed"),
     ("Eta", "eta"),
     ("Denoising strength", "strength"),
+    ("Clip skip", "clip_skip"),
 ];
 
 /// The same of the fields of a variation.

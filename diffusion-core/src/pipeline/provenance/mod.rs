@@ -191,7 +191,7 @@ mod tests {
     use crate::media::{Margins, Resampling, ResizeMode};
     use crate::model::VaeTiling;
     use crate::nn::Seamless;
-    use crate::{Hires, MaskedContent, PictureSizes, Upscaler};
+    use crate::{Hires, MaskedContent, PictureSizes, PromptSyntax, Upscaler};
 
     /// A request with no field as by default, and what is not data left out.
     fn changed() -> GenerateRequest {
@@ -224,6 +224,8 @@ mod tests {
         .guidance_curve([1.0, 2.5])
         .guidance_interval(0.25, 0.75)
         .guidance_rescale(0.5)
+        .prompt_syntax(PromptSyntax::Plain)
+        .clip_skip(2)
         .pag_scale(3.0)
         .pag_adaptive_scale(0.01)
         .pag_layers(["mid", "up"])

@@ -15,6 +15,10 @@ pub(super) fn note_pictures(request: &GenerateRequest) -> Result<Map<String, Val
         prompt_2: _,
         negative_prompt: _,
         negative_prompt_2: _,
+        prompt_syntax: _,
+        clip_skip: _,
+        prompt_embeds,
+        negative_prompt_embeds,
         sizes: _,
         negative_sizes: _,
         aesthetic_score: _,
@@ -64,6 +68,14 @@ pub(super) fn note_pictures(request: &GenerateRequest) -> Result<Map<String, Val
             needs.insert("image".into(), hash_tensor(latents)?);
         }
         None => {}
+    }
+    for (name, embeds) in [
+        ("prompt_embeds", prompt_embeds),
+        ("negative_prompt_embeds", negative_prompt_embeds),
+    ] {
+        if let Some(embeds) = embeds {
+            needs.insert(name.into(), hash_tensor(&embeds.embeds)?);
+        }
     }
     if let Some(mask) = &inpainting.mask {
         let size = [mask.width(), mask.height()];

@@ -16,7 +16,7 @@ pub use hires::{Hires, Upscaler};
 pub(super) use pictures::Inpainting;
 pub use pictures::{InitImage, MaskedContent};
 
-use super::{CancelToken, Control, IpAdapterImage};
+use super::{CancelToken, Control, IpAdapterImage, PromptEmbeds, PromptSyntax};
 use crate::denoise::{DeepShrink, Guidance};
 use crate::media::{Margins, ResizeMode};
 use crate::model::VaeTiling;
@@ -78,6 +78,12 @@ pub struct GenerateRequest {
     pub(super) prompt_2: Option<String>,
     pub(super) negative_prompt: Option<String>,
     pub(super) negative_prompt_2: Option<String>,
+    pub(super) prompt_syntax: PromptSyntax,
+    pub(super) clip_skip: Option<usize>,
+    #[serde(skip)]
+    pub(super) prompt_embeds: Option<PromptEmbeds>,
+    #[serde(skip)]
+    pub(super) negative_prompt_embeds: Option<PromptEmbeds>,
     pub(super) sizes: PictureSizes,
     pub(super) negative_sizes: Option<PictureSizes>,
     pub(super) aesthetic_score: f64,
@@ -162,6 +168,10 @@ impl GenerateRequest {
             prompt_2: None,
             negative_prompt: None,
             negative_prompt_2: None,
+            prompt_syntax: PromptSyntax::default(),
+            clip_skip: None,
+            prompt_embeds: None,
+            negative_prompt_embeds: None,
             sizes: PictureSizes::default(),
             negative_sizes: None,
             aesthetic_score: 6.0,
@@ -223,6 +233,36 @@ impl GenerateRequest {
     /// What SDXL's second text encoder reads in place of the negative prompt. Default: the negative prompt.
     pub fn negative_prompt_2(mut self, negative_prompt: impl Into<String>) -> Self {
         self.negative_prompt_2 = Some(negative_prompt.into());
+        self
+    }
+
+    /// How the prompts are read: as they stand, or with weights, schedules and compositions. Default:
+    /// [`PromptSyntax::A1111`], in which an ordinary prompt reads as it stands.
+    pub fn prompt_syntax(mut self, syntax: PromptSyntax) -> Self {
+        self.prompt_syntax = syntax;
+        self
+    }
+
+    /// Which layer of the text encoders the UNet reads, counted from the last, which is 1, to their number of
+    /// layers, as A1111 and stable-diffusion.cpp count. diffusers counts the layers that are left out: its
+    /// `clip_skip=1` is 2 here, and 3 for SDXL. Default: what the model was trained with, which is 1 for SD 1.x
+    /// and 2.x (whose final norm follows any layer) and 2 for SDXL (without it).
+    pub fn clip_skip(mut self, layer: usize) -> Self {
+        self.clip_skip = Some(layer);
+        self
+    }
+
+    /// What the prompt became, in place of the prompt, which is then not read: the same for all pictures, or a row
+    /// for each. SDXL's need their pooled vectors.
+    pub fn prompt_embeds(mut self, embeds: PromptEmbeds) -> Self {
+        self.prompt_embeds = Some(embeds);
+        self
+    }
+
+    /// The same in place of the negative prompt. Either of the two may be shorter by whole chunks; empty prompts then
+    /// fill it up.
+    pub fn negative_prompt_embeds(mut self, embeds: PromptEmbeds) -> Self {
+        self.negative_prompt_embeds = Some(embeds);
         self
     }
 
