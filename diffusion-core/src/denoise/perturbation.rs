@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Tensor};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::{ControlResiduals, TextTime, UNet, UNetInput, UNetResiduals};
 use crate::nn::{Activation, ImageAttention, PerturbedAttention};
 
@@ -54,7 +54,7 @@ impl Perturbation {
         let rows = |tensor: &Tensor| last_rows(tensor, batch);
         let time = |time: &TextTime| {
             let (text_embeds, time_ids) = (rows(&time.text_embeds)?, rows(&time.time_ids)?);
-            Ok::<_, crate::Error>(TextTime {
+            Ok::<_, Error>(TextTime {
                 text_embeds,
                 time_ids,
             })
