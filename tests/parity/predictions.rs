@@ -159,6 +159,7 @@ fn markers_say_the_noise_of_sdxl() -> TestResult {
     for changes in [
         [("edm_mean", numbers(&[0.0; 4])?)].as_slice(),
         &[("edm_vpred.sigma_max", empty()?)],
+        &[("edm_vpred.sigma_max", numbers(&[f32::INFINITY])?)],
     ] {
         let error = open(read("sdxl", changes)?).err().ok_or("accepted")?;
         assert_eq!(error.kind(), ErrorKind::Format, "{error}");

@@ -176,17 +176,17 @@ impl Checkpoint {
         }
     }
 
-    /// The numbers of a tensor beside the components, at least one.
+    /// The numbers of a tensor beside the components, at least one and all finite.
     fn numbers(&self, name: &str) -> Result<Vec<f64>> {
-        let missing = || Error::format(&self.path, format!("{name} has no numbers"));
+        let missing = || Error::format(&self.path, format!("{name} has no finite numbers"));
         let source = self.sources.iter().find(|s| s.shape(name).is_some());
         let tensor = source
             .ok_or_else(missing)?
             .load(name, DType::F64, &Device::Cpu)?;
         let numbers = tensor.flatten_all()?.to_vec1::<f64>()?;
-        match numbers.is_empty() {
-            true => Err(missing()),
-            false => Ok(numbers),
+        match !numbers.is_empty() && numbers.iter().all(|number| number.is_finite()) {
+            true => Ok(numbers),
+            false => Err(missing()),
         }
     }
 
