@@ -17,7 +17,7 @@ use crate::files::RawProvenance;
 use crate::load::{self, NamedEmbedding, Parts, ScaledLora};
 use crate::pictures::{self, NativeControlModel, RawControl, RawIpAdapterImage};
 use crate::progress::Progress;
-use crate::request::{self, Sizes, set};
+use crate::request::{self, RawEmbeds, Sizes, set};
 use crate::start::{self, NativeRequest, RawGuidance, RawStart};
 
 /// A loaded model. Threads may use and change one at the same time: a run goes on with what it began with.
@@ -135,7 +135,8 @@ impl NativePipeline {
     /// Runs all steps. Returns the clean latents, the seed of each picture, warnings, the seconds of the
     /// text encoder and of all steps, and the provenance of each picture.
     #[pyo3(signature = (
-        prompt, *, prompt_2, negative_prompt, negative_prompt_2, num_steps, guidance, width, height,
+        prompt, *, prompt_2, negative_prompt, negative_prompt_2, prompt_syntax, clip_skip, prompt_embeds,
+        negative_prompt_embeds, num_steps, guidance, width, height,
         seed, num_images, batch_size, eta, scheduler_name, scheduler_config, latents, denoising_start,
         denoising_end, sizes, negative_sizes, aesthetic_score, negative_aesthetic_score, controls,
         ip_adapter_images, start, callback
@@ -149,6 +150,10 @@ impl NativePipeline {
         prompt_2: Option<String>,
         negative_prompt: Option<String>,
         negative_prompt_2: Option<String>,
+        prompt_syntax: &str,
+        clip_skip: Option<usize>,
+        prompt_embeds: Option<RawEmbeds>,
+        negative_prompt_embeds: Option<RawEmbeds>,
         num_steps: usize,
         guidance: RawGuidance,
         width: Option<usize>,
@@ -183,9 +188,15 @@ impl NativePipeline {
         let config = config.transpose().map_err(fail)?;
         let latents = latents.map(|(bytes, shape)| arrays::from_bytes(&bytes, shape, &Device::Cpu));
         let latents = latents.transpose().map_err(fail)?;
+        let embeds = |raw: RawEmbeds| request::embeds(raw).map_err(fail);
+        let (prompt_embeds, negative_prompt_embeds) = (
+            prompt_embeds.map(embeds).transpose()?,
+            negative_prompt_embeds.map(embeds).transpose()?,
+        );
         let mut request = start
             .request(prompt)
             .map_err(fail)?
+            .prompt_syntax(prompt_syntax.parse().map_err(fail)?)
             .num_steps(num_steps)
             .num_images(num_images)
             .batch_size(batch_size)
@@ -199,6 +210,13 @@ impl NativePipeline {
             request,
             negative_prompt_2,
             GenerateRequest::negative_prompt_2,
+        );
+        request = set(request, clip_skip, GenerateRequest::clip_skip);
+        request = set(request, prompt_embeds, GenerateRequest::prompt_embeds);
+        request = set(
+            request,
+            negative_prompt_embeds,
+            GenerateRequest::negative_prompt_embeds,
         );
         request = set(request, width, GenerateRequest::width);
         request = set(request, height, GenerateRequest::height);

@@ -1,6 +1,15 @@
 //! Keyword arguments to a request.
 
-use diffusion_core::{Error, GenerateRequest, PictureSizes};
+use diffusion_core::{Device, Error, GenerateRequest, PictureSizes, PromptEmbeds};
+use pyo3::pybacked::PyBackedBytes;
+
+use crate::arrays;
+
+/// Bytes in C order and the shape that they have.
+type RawArray = (PyBackedBytes, Vec<usize>);
+
+/// The embeddings of a prompt, and SDXL's pooled vector.
+pub(crate) type RawEmbeds = (RawArray, Option<RawArray>);
 
 /// `(height, width)` of the original, `(top, left)` of the crop, `(height, width)` of the target: diffusers'
 /// order.
@@ -17,6 +26,14 @@ pub(crate) fn sizes((original, crop, target): Sizes) -> PictureSizes {
         crop: swap(crop),
         target: target.map(swap),
     }
+}
+
+pub(crate) fn embeds((embeds, pooled): RawEmbeds) -> Result<PromptEmbeds, Error> {
+    let tensor = |(bytes, shape): RawArray| arrays::from_bytes(&bytes, shape, &Device::Cpu);
+    Ok(PromptEmbeds {
+        embeds: tensor(embeds)?,
+        pooled: pooled.map(tensor).transpose()?,
+    })
 }
 
 /// Sets what was given.

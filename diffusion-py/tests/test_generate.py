@@ -156,5 +156,7 @@ def test_dtypes(short):
 
 def test_truncated_prompt_warns(pipe, short):
     short["prompt"] = "a red heart " * 40
-    (warning,) = pipe.generate(**short, negative_prompt="blue").warnings
+    assert not pipe.generate(**short, negative_prompt="blue").warnings
+    plain = pipe.generate(**short, negative_prompt="blue", prompt_syntax="plain")
+    (warning,) = plain.warnings
     assert warning.startswith("the prompt is longer than 30 tokens")

@@ -45,6 +45,7 @@ def run(pipe, case, **arguments):
     case = CASES[case] if isinstance(case, str) else case
     out = pipe.generate(
         **{key: value for key, value in case.items() if key in SAME},
+        prompt_syntax="plain",
         num_inference_steps=case["steps"],
         guidance_scale=case["guidance"],
         seed=case["seeds"][0],

@@ -36,6 +36,7 @@ import pictures
 import perturbed
 import plans
 import prompts_a1111
+import prompts_compel
 import published
 import runs
 import safety
@@ -82,6 +83,7 @@ def main():
         "hub": hub.make,
         "embeddings": embeddings.make,
         "prompts_a1111": prompts_a1111.make,
+        "prompts_compel": prompts_compel.make,
         "ip_adapters": ip_adapters.make,
         "runs": runs.make,
         "sdxl": sdxl.make,

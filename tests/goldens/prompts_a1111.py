@@ -9,7 +9,7 @@ a schedule are read as one batch, of one length and one mean.
 import re
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -67,6 +67,14 @@ SCHEDULES = [
     "a [cat:dog:0.3][ on a [roof|hill]::7]",
     "[a|(b:1.4)|[c]]",
     "a [cat:" + LONG * 7 + ":4]",
+]
+
+# Prompts to be composed with their weights, the negative prompt, and guidance.
+RUNS = [
+    ([("a [cat:dog:0.5]", 1.0)], "blurry", 7.5),
+    ([("a cat", 1.2), ("a (dog:1.3)", -0.5), ("a roof", 1.0)], "", 5.0),
+    ([("a [cat|dog] AND_B", 0.7), (LONG * 9, 0.6)], "[blurry:dark:2]", 4.0),
+    ([("a cat", 1.0), ("a dog", 0.8)], "ugly, " * 60, 1.0),
 ]
 
 
@@ -250,6 +258,41 @@ def schedule(text, steps):
     return [(end, at(end)) for end in sorted(ends)]
 
 
+def run(pipe, reader, parts, negative, guidance, steps=6):
+    """`u + sum of w_i * guidance * (c_i - u)`; A1111 repeats the last vector of shorter prompts, and fills up what is
+    shorter of the prompts and the negative one with empty prompts."""
+    scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    scheduler.set_timesteps(steps)
+    noise = torch.randn((1, 4, 8, 8), generator=torch.Generator("cpu").manual_seed(3))
+    latents = noise * scheduler.init_noise_sigma
+
+    def along(text):
+        entries = schedule(text, steps)
+        embeds, _ = read([reader], [text for _, text in entries])
+        ends = [end for end, _ in entries]
+        return [embeds[[n <= end for end in ends].index(True)][None] for n in range(1, steps + 1)]
+
+    def grown(embeds, tokens, by):
+        missing = tokens - embeds.shape[1]
+        return torch.cat([embeds, by.repeat(1, missing // by.shape[1], 1)], 1)
+
+    plans, against = [along(text) for text, _ in parts], along(negative)
+    empty = read([reader], [""])[0]
+    for n, t in enumerate(scheduler.timesteps):
+        prompts = [plan[n] for plan in plans]
+        longest = max(p.shape[1] for p in prompts)
+        prompts = [grown(p, longest, p[:, -1:]) for p in prompts]
+        tokens = max(longest, against[n].shape[1])
+        prompts[0] = grown(prompts[0], tokens, empty)
+        sample = scheduler.scale_model_input(latents, t)
+        u = pipe.unet(sample, t, grown(against[n], tokens, empty)).sample
+        output = u.clone()
+        for prompt, (_, weight) in zip(prompts, parts):
+            output += weight * guidance * (pipe.unet(sample, t, prompt).sample - u)
+        latents = scheduler.step(output, t, latents).prev_sample
+    return latents
+
+
 def make(out, emoji):
     assert [weight for _, weight in weigh("a (((house:1.3)) [on] a (hill:0.5), sun, (((sky))).")] == [
         1.0,
@@ -307,5 +350,12 @@ def make(out, emoji):
     for i in [3, 7, 12, 22, 29]:
         record("sdxl", sdxl(2), [PROMPTS[i]], prompt=PROMPTS[i])
     record("sdxl", sdxl(3), [PROMPTS[3]], prompt=PROMPTS[3], clip_skip=3)
+    runs = []
+    for parts, negative, guidance in RUNS:
+        tensors[f"run.{len(runs)}"] = run(pipe, sd15, parts, negative, guidance)
+        text = " AND ".join(f"{text} :{weight}" for text, weight in parts)
+        prompt = text if len(parts) > 1 else parts[0][0]
+        runs.append({"prompt": prompt, "negative_prompt": negative, "guidance_scale": guidance})
     save(out / "prompts_a1111.safetensors", tensors)
     save_json(out / "prompts_a1111.json", cases)
+    save_json(out / "prompts_runs.json", runs)

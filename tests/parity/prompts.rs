@@ -1,11 +1,13 @@
 //! Prompts with syntax, against A1111's formulas and compel.
 
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 
 use diffusion_core::weights::Embedding;
 use diffusion_core::{GenerateRequest, Pipeline, PromptSyntax};
 use diffusion_tests::{
-    Golden, TOLERANCE, TestResult, assert_close, golden_json, golden_path, model_path,
+    Golden, RUN_TOLERANCE, TOLERANCE, TestResult, assert_close, golden_json, golden_path,
+    model_path,
 };
 use serde::Deserialize;
 
@@ -83,5 +85,45 @@ fn compare(name: &str, syntax: PromptSyntax) -> TestResult<usize> {
 fn a1111() -> TestResult {
     let count = compare("prompts_a1111", PromptSyntax::A1111)?;
     assert!(count >= 30, "{count}");
+    Ok(())
+}
+
+#[test]
+fn compel() -> TestResult {
+    let count = compare("prompts_compel", PromptSyntax::Compel)?;
+    assert!(count >= 30, "{count}");
+    Ok(())
+}
+
+#[test]
+fn schedules_and_compositions_in_a_run() -> TestResult {
+    #[derive(Deserialize)]
+    struct Run {
+        prompt: String,
+        negative_prompt: String,
+        guidance_scale: f64,
+    }
+    let golden = Golden::open("prompts_a1111")?;
+    let runs: Vec<Run> = serde_json::from_value(golden_json("prompts_runs.json")?)?;
+    let pipe = open("sd15")?;
+    for (i, run) in runs.iter().enumerate() {
+        let request = GenerateRequest::txt2img(&run.prompt)
+            .negative_prompt(&run.negative_prompt)
+            .guidance_scale(run.guidance_scale)
+            .scheduler_name("euler")
+            .num_steps(6)
+            .seed(3);
+        let reference = golden.tensor(&format!("run.{i}"))?;
+        // The second time from memory.
+        for _ in 0..2 {
+            let sampled = pipe.generate_latents(&request, &mut |_| ControlFlow::Continue(()))?;
+            assert_close(&run.prompt, &sampled.latents, &reference, RUN_TOLERANCE)?;
+        }
+        // A batch of two has the same first picture.
+        let request = request.num_images(2).batch_size(2);
+        let sampled = pipe.generate_latents(&request, &mut |_| ControlFlow::Continue(()))?;
+        let first = sampled.latents.narrow(0, 0, 1)?;
+        assert_close(&run.prompt, &first, &reference, RUN_TOLERANCE)?;
+    }
     Ok(())
 }

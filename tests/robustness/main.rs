@@ -3,6 +3,7 @@
 mod containers;
 mod controls;
 mod ip_adapters;
+mod prompts;
 mod requests;
 mod schedulers;
 mod settings;

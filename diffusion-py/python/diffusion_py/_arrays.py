@@ -58,18 +58,35 @@ def to_pil(data: bytearray, shape: list[int]) -> list[PIL.Image.Image]:
     ]
 
 
-def from_array(name: str, latents: Any) -> tuple[bytes, list[int]]:
-    """Bytes in C order and shape of a float32 array of any library.
+def from_array(name: str, array: Any) -> tuple[bytes, list[int]]:
+    """Bytes in C order and shape of a float32 array of any library, an argument of this name.
 
     Takes what has the buffer protocol (numpy arrays, ``array.array``, ``memoryview``) or
     ``__array__`` (PyTorch tensors on the CPU).
     """
-    view = _view(name, "an array of float32", latents)
+    view = _view(name, "an array of float32", array)
     if view.format != "f":
         raise InvalidArgumentError(
             f"{name}: expected float32, found an array of format {view.format!r}"
         )
     return view.tobytes(), list(view.shape or ())
+
+
+def from_embeds(
+    prefix: str, embeds: Any, pooled: Any
+) -> tuple[tuple[bytes, list[int]], tuple[bytes, list[int]] | None] | None:
+    """A prompt's embeddings and SDXL's pooled vector, as :func:`from_array`; ``prefix`` is that of the
+    arguments' names."""
+    if embeds is None:
+        if pooled is not None:
+            expected = f"{prefix}prompt_embeds, which it belongs to"
+            raise InvalidArgumentError(f"{prefix}pooled_prompt_embeds: expected {expected}, found None")
+        return None
+    name = f"{prefix}pooled_prompt_embeds"
+    return (
+        from_array(f"{prefix}prompt_embeds", embeds),
+        None if pooled is None else from_array(name, pooled),
+    )
 
 
 def from_image(name: str, image: Any) -> tuple[bytes, int, int]:

@@ -25,6 +25,8 @@ Loras: TypeAlias = "Path | Iterable[Path | tuple[Path, _arguments.Strength]]"
 
 OutputType = Literal["pil", "np", "latent"]
 
+PromptSyntax = Literal["plain", "a1111", "compel"]
+
 
 @dataclass(frozen=True)
 class Output:
@@ -241,11 +243,17 @@ class Pipeline:
 
     def generate(
         self,
-        prompt: str,
+        prompt: str = "",
         negative_prompt: str | None = None,
         *,
         prompt_2: str | None = None,
         negative_prompt_2: str | None = None,
+        prompt_syntax: PromptSyntax = "a1111",
+        clip_skip: SupportsIndex | None = None,
+        prompt_embeds: Any = None,
+        pooled_prompt_embeds: Any = None,
+        negative_prompt_embeds: Any = None,
+        negative_pooled_prompt_embeds: Any = None,
         num_inference_steps: SupportsIndex = 50,
         guidance_scale: SupportsFloat | Iterable[SupportsFloat] = 7.5,
         guidance_rescale: SupportsFloat = 0.0,
@@ -290,12 +298,25 @@ class Pipeline:
         """Makes pictures from a prompt.
 
         Args:
-            prompt: What the pictures shall show. Tokens above the model's limit are left out and
-                told in ``Output.warnings``.
+            prompt: What the pictures shall show.
             negative_prompt: What they shall not show; it counts where guidance is on. None means nothing, which
                 SDXL is told by zeros and the other models by the empty text.
             prompt_2: What SDXL's second text encoder reads. Default: ``prompt``.
             negative_prompt_2: The same for ``negative_prompt``.
+            prompt_syntax: How prompts are read. ``"a1111"``: ``(word:1.3)``, ``[word]``, ``BREAK``,
+                ``[from:to:0.5]``, ``[a|b]``, ``a AND b``; ``"compel"``: ``word++``, ``(words)0.8``,
+                ``("a", "b").and()``; both take prompts of any length, and read an ordinary one as it
+                stands. ``"plain"``: all characters are text, as in diffusers; tokens above the
+                model's limit are left out and told in ``Output.warnings``.
+            clip_skip: Which layer of the text encoder is read, counted from the last, which is 1, as
+                A1111 counts. diffusers' ``clip_skip=1`` is 2 here, and 3 for SDXL. Default: what the
+                model was trained with (1, and 2 for SDXL).
+            prompt_embeds: What the text encoder makes of a prompt, in place of ``prompt``: float32
+                ``(1 or num_images, tokens, dim)``, of the types that ``latents`` takes.
+            pooled_prompt_embeds: SDXL's pooled vector beside it, ``(1 or num_images, width)``.
+            negative_prompt_embeds: As ``prompt_embeds`` in place of ``negative_prompt``. Either may be
+                shorter than the other by multiples of 77 tokens.
+            negative_pooled_prompt_embeds: As ``pooled_prompt_embeds``.
             num_inference_steps: Number of steps, from 1 to the model's timesteps (1000).
             guidance_scale: How far the pictures follow the prompt (classifier-free guidance),
                 finite and at least 0. At most 1 means without guidance, in half the time. Several
@@ -403,6 +424,12 @@ class Pipeline:
             prompt_2=prompt_2,
             negative_prompt=negative_prompt,
             negative_prompt_2=negative_prompt_2,
+            prompt_syntax=prompt_syntax,
+            clip_skip=_arguments.optional_whole("clip_skip", clip_skip),
+            prompt_embeds=_arrays.from_embeds("", prompt_embeds, pooled_prompt_embeds),
+            negative_prompt_embeds=_arrays.from_embeds(
+                "negative_", negative_prompt_embeds, negative_pooled_prompt_embeds
+            ),
             num_steps=_arguments.whole("num_inference_steps", num_inference_steps),
             guidance=_start.scales(
                 guidance_scale, guidance_interval, guidance_rescale, image_guidance_scale

@@ -3,6 +3,7 @@
 mod a1111;
 mod cache;
 mod chunks;
+mod compel;
 mod composition;
 mod emphasis;
 mod limits;
@@ -13,7 +14,7 @@ mod schedule;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 
 pub(super) use cache::PromptCache;
@@ -39,17 +40,28 @@ pub enum PromptSyntax {
     /// ordinary prompt reads as it stands.
     #[default]
     A1111,
+    /// That of compel: `word++`, `(some words)-`, `(words)1.3`, `("a", "b").and(1, 0.5)`,
+    /// `("a", "b").blend(1, 1)`, with its formula for weights, and prompts of any length.
+    Compel,
 }
 
 impl FromStr for PromptSyntax {
     type Err = Error;
 
-    /// Reads a name: `plain` or `a1111`.
+    /// Reads a name: `plain`, `a1111` or `compel`.
     fn from_str(name: &str) -> Result<Self> {
         match name.to_lowercase().as_str() {
             "plain" => Ok(Self::Plain),
             "a1111" => Ok(Self::A1111),
-            _ => Err(Error::argument("prompt syntax", "plain or a1111", name)),
+            "compel" => Ok(Self::Compel),
+            _ => {
+                let expected = "plain, a1111 or compel";
+                Err(Error::argument(
+                    "prompt_syntax",
+                    expected,
+                    format!("{name:?}"),
+                ))
+            }
         }
     }
 }
@@ -164,6 +176,7 @@ impl Pipeline {
                     Prompt::unchanging(read_plain(&readers, &texts, &mut warnings)?)
                 }
                 PromptSyntax::A1111 => a1111::read(&readers, &texts, key.num_steps)?,
+                PromptSyntax::Compel => Prompt::unchanging(compel::read(&readers, &texts)?),
             };
             Ok((prompt, warnings))
         })
@@ -179,6 +192,10 @@ impl Pipeline {
                     expected,
                     format!("{:?}", tensor.dims()),
                 ));
+            }
+            let sum = tensor.to_dtype(DType::F32)?.sum_all()?.to_scalar::<f32>()?;
+            if !sum.is_finite() {
+                return Err(Error::argument(name, "finite values", sum));
             }
             let dtype = compute_dtype(&self.device, self.unet.weights().dtype());
             Ok(tensor.to_device(&self.device)?.to_dtype(dtype)?)
