@@ -177,7 +177,7 @@ pub struct Generated {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Warning {
-    /// A prompt had more tokens than the model takes; its end was left out.
+    /// A prompt in [`PromptSyntax::Plain`] had more tokens than the model takes; its end was left out.
     PromptTruncated {
         /// Whether it was the negative prompt.
         negative: bool,

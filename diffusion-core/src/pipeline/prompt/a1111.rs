@@ -1,13 +1,13 @@
 //! Prompts in A1111's syntax, read by the text encoders.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeSet, HashMap};
 
-use super::chunks::{Chunk, chunks};
+use super::chunks::chunks;
 use super::limits::{ChunkBudget, check_length};
 use super::plan::{Prompt, Scheduled};
 use super::reader::{Reader, Weighted, side_by_side};
-use super::schedule::schedule;
-use super::{PromptEmbeds, Texts, composition, emphasis};
+use super::schedule::{Entry, schedule};
+use super::{Texts, composition, emphasis};
 use crate::error::{Error, Result};
 
 /// Reads a prompt of any length. Only positive ones are composed.
@@ -61,23 +61,13 @@ fn read_schedule(
         true => first.clone(),
         false => schedule(texts.second, num_steps),
     };
-    let ends: BTreeMap<usize, ()> = first
-        .iter()
-        .chain(&second)
-        .map(|e| (e.last_step, ()))
-        .collect();
-    let at = |entries: &[super::schedule::Entry], step: usize| {
-        let entry = entries.iter().position(|entry| step <= entry.last_step);
-        entry.unwrap_or(entries.len() - 1)
-    };
+    let ends: BTreeSet<usize> = first.iter().chain(&second).map(|e| e.last_step).collect();
+    // The different pairs of texts, and how many times A1111's batch has each.
     let mut pairs: Vec<((&str, &str), usize)> = Vec::new();
     let mut known = HashMap::new();
     let mut steps = Vec::with_capacity(num_steps);
-    for &end in ends.keys() {
-        let pair = (
-            first[at(&first, end)].text.as_str(),
-            second[at(&second, end)].text.as_str(),
-        );
+    for &end in &ends {
+        let pair = (text_at(&first, end), text_at(&second, end));
         let index = *known.entry(pair).or_insert_with(|| {
             pairs.push((pair, 0));
             pairs.len() - 1
@@ -85,40 +75,37 @@ fn read_schedule(
         pairs[index].1 += 1;
         steps.resize(end, index);
     }
-    let mut read = Vec::with_capacity(readers.len());
+    let mut weighted = Vec::with_capacity(readers.len());
     for reader in readers {
-        let mut of_reader = Vec::with_capacity(pairs.len());
-        for ((first, second), _) in &pairs {
+        let mut texts_of_reader = Vec::with_capacity(pairs.len());
+        for &((first, second), times) in &pairs {
+            let negative = texts.negative;
             let text = reader.text(&Texts {
                 first,
                 second,
-                ..*texts
+                negative,
             });
-            let pieces = emphasis::parse(text)?;
-            of_reader.push(chunks(&pieces, reader.tokenizer, budget)?);
+            let chunks = chunks(&emphasis::parse(text)?, reader.tokenizer, budget)?;
+            texts_of_reader.push(Weighted { chunks, times });
         }
-        read.push(of_reader);
+        weighted.push(texts_of_reader);
     }
-    let count = read.iter().flatten().map(Vec::len).max().unwrap_or(1);
-    let of_readers = readers.iter().zip(&read).map(|(reader, all)| {
-        let weigh = |(chunks, (_, times)): (&'_ Vec<Chunk>, &(_, usize))| (chunks.clone(), *times);
-        let all: Vec<_> = all.iter().zip(&pairs).map(weigh).collect();
-        let texts: Vec<_> = all
-            .iter()
-            .map(|(chunks, times)| Weighted {
-                chunks,
-                times: *times,
-            })
-            .collect();
-        reader.read_weighted(&texts, count)
-    });
-    let of_readers = of_readers.collect::<Result<Vec<_>>>()?;
+    let lengths = weighted.iter().flatten().map(|text| text.chunks.len());
+    let count = lengths.max().unwrap_or(1);
+    let reads = readers.iter().zip(&weighted);
+    let reads = reads.map(|(reader, texts)| reader.read_weighted(texts, count));
+    let reads = reads.collect::<Result<Vec<_>>>()?;
     let embeds = (0..pairs.len()).map(|i| {
-        let reads = of_readers.iter().map(|reads| reads[i].clone()).collect();
-        side_by_side(reads)
+        let reads = reads.iter().map(|of_reader| of_reader[i].clone());
+        side_by_side(reads.collect())
     });
     Ok(Scheduled {
-        embeds: embeds.collect::<Result<Vec<PromptEmbeds>>>()?,
+        embeds: embeds.collect::<Result<_>>()?,
         steps,
     })
+}
+
+fn text_at(entries: &[Entry], step: usize) -> &str {
+    let entry = entries.iter().find(|entry| step <= entry.last_step);
+    entry.or(entries.last()).map_or("", |entry| &entry.text)
 }

@@ -30,8 +30,8 @@ pub(super) struct Read {
 }
 
 /// A text's chunks, and how many times it counts beside others.
-pub(super) struct Weighted<'a> {
-    pub(super) chunks: &'a [Chunk],
+pub(super) struct Weighted {
+    pub(super) chunks: Vec<Chunk>,
     pub(super) times: usize,
 }
 
@@ -113,7 +113,7 @@ impl<'a> Reader<'a> {
     /// restores the mean of a chunk over all of the texts. The pooled vector is that of the first chunk.
     ///
     /// Source: `EmphasisOriginal` of AUTOMATIC1111's stable-diffusion-webui.
-    pub(super) fn read_weighted(&self, texts: &[Weighted<'_>], count: usize) -> Result<Vec<Read>> {
+    pub(super) fn read_weighted(&self, texts: &[Weighted], count: usize) -> Result<Vec<Read>> {
         let empty = Chunk::default();
         let mut parts = vec![Vec::with_capacity(count); texts.len()];
         let mut pooled = Vec::with_capacity(texts.len());

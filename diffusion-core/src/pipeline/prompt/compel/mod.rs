@@ -109,6 +109,8 @@ impl Side<'_> {
     /// the same in which nothing looks at them.
     fn fragments(&mut self, fragments: &[Fragment]) -> Result<Tensor> {
         let tokens = tokens(self.reader.tokenizer, fragments)?;
+        self.budget
+            .take(tokens.chunks.len() * (1 + tokens.weakened.len()))?;
         let mut embeds = vec![(self.weighted(&tokens, None)?, 1.0)];
         for (unseen, weight) in &tokens.weakened {
             let share = ((1.0 - weight.max(MIN_WEIGHT)) * FRAC_PI_2).tan();
@@ -118,14 +120,9 @@ impl Side<'_> {
     }
 
     /// All chunks, where nothing looks at the ids of a range.
-    fn weighted(
-        &mut self,
-        tokens: &Tokens,
-        unseen: Option<&RangeInclusive<usize>>,
-    ) -> Result<Tensor> {
+    fn weighted(&self, tokens: &Tokens, unseen: Option<&RangeInclusive<usize>>) -> Result<Tensor> {
         let mut parts = Vec::with_capacity(tokens.chunks.len());
         for (i, (ids, weights)) in tokens.chunks.iter().enumerate() {
-            self.budget.take(1)?;
             let length = ids.len();
             let is_unseen =
                 |at: &usize| unseen.is_some_and(|range| range.contains(&(i * length + at)));
