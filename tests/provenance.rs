@@ -94,7 +94,7 @@ fn what_no_file_holds_is_named() -> TestResult {
     let [RecallWarning::Needed { what, description }] = &recalled.warnings[..] else {
         return Err(format!("{:?}", recalled.warnings).into());
     };
-    assert_eq!(what, "latents");
+    assert_eq!(what, "noise");
     assert!(description.contains("fnv1a64:") && description.contains("[1,4,12,8]"));
     let given = recalled.request.latents(noise.narrow(0, 1, 1)?);
     assert_eq!(pipe.generate(&given)?.images[0], output.images[1]);
