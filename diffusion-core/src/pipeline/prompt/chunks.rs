@@ -50,14 +50,13 @@ pub(super) fn chunks(
     }
     let comma = tokenizer.id(",</w>");
     for piece in pieces {
-        match piece {
-            Piece::Break => filling.next()?,
-            Piece::Text { text, weight } => {
-                for token in tokenizer.tokens(text)? {
-                    let is_comma = comma.is_some_and(|id| token.ids == (id..id + 1));
-                    filling.add(&token, *weight, is_comma)?;
-                }
-            }
+        if piece.is_break() {
+            filling.next()?;
+            continue;
+        }
+        for token in tokenizer.tokens(&piece.text)? {
+            let is_comma = comma.is_some_and(|id| token.ids == (id..id + 1));
+            filling.add(&token, piece.weight, is_comma)?;
         }
     }
     if !filling.chunk.ids.is_empty() || filling.done.is_empty() {

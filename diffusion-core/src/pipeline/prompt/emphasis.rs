@@ -8,20 +8,23 @@ use crate::error::Result;
 /// What round brackets multiply by, and square ones divide by.
 const STRENGTH: f64 = 1.1;
 
-/// The word that begins a new chunk.
+/// The word that begins a new chunk, and the weight that tells it from a word in brackets.
 const BREAK: &str = "BREAK";
+const BREAK_WEIGHT: f64 = -1.0;
 
-/// A part of a prompt.
+/// Words of one weight.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Piece {
-    /// Words of one weight.
-    Text { text: String, weight: f64 },
-    /// What follows begins a new chunk.
-    Break,
+pub(super) struct Piece {
+    pub(super) text: String,
+    pub(super) weight: f64,
 }
 
-/// Where a bracket opened: at this piece.
-type Opened = Vec<usize>;
+impl Piece {
+    /// Whether what follows begins a new chunk. A `BREAK` in brackets has their weight, too, and is a word, as in A1111.
+    pub(super) fn is_break(&self) -> bool {
+        self.text == BREAK && self.weight == BREAK_WEIGHT
+    }
+}
 
 /// The words of a prompt with their weights, neighbours of one weight joined.
 ///
@@ -32,7 +35,8 @@ type Opened = Vec<usize>;
 /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for weights or nesting without reason.
 pub(super) fn parse(prompt: &str) -> Result<Vec<Piece>> {
     let mut pieces = Vec::new();
-    let (mut round, mut square) = (Opened::new(), Opened::new());
+    // Where brackets opened: at these pieces.
+    let (mut round, mut square) = (Vec::new(), Vec::new());
     let mut rest = prompt;
     while let Some(first) = rest.chars().next() {
         let mut length = first.len_utf8();
@@ -45,15 +49,20 @@ pub(super) fn parse(prompt: &str) -> Result<Vec<Piece>> {
             }
             '(' => round.push(pieces.len()),
             '[' => square.push(pieces.len()),
-            ')' if !round.is_empty() => close(&mut pieces, &mut round, STRENGTH),
-            ']' if !square.is_empty() => close(&mut pieces, &mut square, STRENGTH.recip()),
-            ':' if !round.is_empty() && closing_weight(rest).is_some() => {
-                if let Some((weight, end)) = closing_weight(rest) {
-                    close(&mut pieces, &mut round, weight);
+            ')' if !round.is_empty() => multiply(&mut pieces, round.pop(), STRENGTH),
+            ']' if !square.is_empty() => multiply(&mut pieces, square.pop(), STRENGTH.recip()),
+            ')' | ']' => push(&mut pieces, first.to_string()),
+            ':' => match closing_weight(rest) {
+                Some((weight, end)) if !round.is_empty() => {
+                    multiply(&mut pieces, round.pop(), weight);
                     length = end;
                 }
-            }
-            ')' | ']' | ':' => push(&mut pieces, first.to_string()),
+                Some((_, end)) => {
+                    push(&mut pieces, rest[..end].to_owned());
+                    length = end;
+                }
+                None => push(&mut pieces, first.to_string()),
+            },
             _ => {
                 let special = |c| matches!(c, '\\' | '(' | ')' | '[' | ']' | ':');
                 length = rest.find(special).unwrap_or(rest.len());
@@ -63,77 +72,74 @@ pub(super) fn parse(prompt: &str) -> Result<Vec<Piece>> {
         check_nesting(round.len().max(square.len()), MAX_NESTING)?;
         rest = &rest[length..];
     }
-    while !round.is_empty() {
-        close(&mut pieces, &mut round, STRENGTH);
+    for opened in round {
+        multiply(&mut pieces, Some(opened), STRENGTH);
     }
-    while !square.is_empty() {
-        close(&mut pieces, &mut square, STRENGTH.recip());
+    for opened in square {
+        multiply(&mut pieces, Some(opened), STRENGTH.recip());
     }
     let joined = joined(pieces);
-    for piece in &joined {
-        if let Piece::Text { weight, .. } = piece {
-            check_weight(*weight)?;
-        }
-    }
+    joined
+        .iter()
+        .try_for_each(|piece| check_weight(piece.weight))?;
     Ok(joined)
 }
 
 /// The weight and the length of `:1.3)` at the beginning of a text.
 fn closing_weight(text: &str) -> Option<(f64, usize)> {
     let (number, _) = text.strip_prefix(':')?.split_once(')')?;
+    let length = number.len() + 2;
+    let number = number.trim();
     let digits = number.strip_prefix(['+', '-']).unwrap_or(number);
     let is_number = digits.chars().all(|c| c.is_ascii_digit() || c == '.');
     let weight = number.parse().ok().filter(|_| is_number)?;
-    Some((weight, number.len() + 2))
+    Some((weight, length))
 }
 
-/// Multiplies all pieces since the last bracket opened.
-fn close(pieces: &mut [Piece], opened: &mut Opened, factor: f64) {
-    let start = opened.pop().unwrap_or(pieces.len());
+/// Multiplies all pieces since a bracket opened.
+fn multiply(pieces: &mut [Piece], opened: Option<usize>, factor: f64) {
+    let start = opened.unwrap_or(pieces.len());
     for piece in &mut pieces[start..] {
-        if let Piece::Text { weight, .. } = piece {
-            *weight *= factor;
-        }
+        piece.weight *= factor;
     }
 }
 
 fn push(pieces: &mut Vec<Piece>, text: String) {
-    pieces.push(Piece::Text { text, weight: 1.0 });
+    pieces.push(Piece { text, weight: 1.0 });
 }
 
-/// Text in which `BREAK` may stand as a word of its own.
+/// Text in which `BREAK` may stand as a word of its own; it takes the white space around it along.
 fn push_with_breaks(pieces: &mut Vec<Piece>, text: &str) {
     let is_word = |c: char| c.is_alphanumeric() || c == '_';
-    let mut done = 0;
-    for (at, word) in text.match_indices(BREAK) {
-        let before = text[..at].chars().next_back().is_some_and(is_word);
-        let after = text[at + word.len()..].chars().next().is_some_and(is_word);
-        if !before && !after {
-            push(pieces, text[done..at].trim().to_owned());
-            pieces.push(Piece::Break);
-            done = at + word.len();
+    let mut rest = text;
+    let mut from = 0;
+    while let Some(at) = rest[from..].find(BREAK).map(|at| from + at) {
+        let (before, after) = (&rest[..at], &rest[at + BREAK.len()..]);
+        if before.ends_with(is_word) || after.starts_with(is_word) {
+            from = at + BREAK.len();
+            continue;
         }
+        push(pieces, before.trim_end().to_owned());
+        pieces.push(Piece {
+            text: BREAK.to_owned(),
+            weight: BREAK_WEIGHT,
+        });
+        (rest, from) = (after.trim_start(), 0);
     }
-    let rest = &text[done..];
-    push(
-        pieces,
-        if done > 0 { rest.trim_start() } else { rest }.to_owned(),
-    );
+    push(pieces, rest.to_owned());
 }
 
+/// Neighbours of one weight as one; of nothing an empty piece.
 fn joined(pieces: Vec<Piece>) -> Vec<Piece> {
     let mut joined: Vec<Piece> = Vec::with_capacity(pieces.len());
     for piece in pieces {
-        match (joined.last_mut(), piece) {
-            (
-                Some(Piece::Text { text, weight }),
-                Piece::Text {
-                    text: more,
-                    weight: other,
-                },
-            ) if *weight == other => text.push_str(&more),
-            (_, piece) => joined.push(piece),
+        match joined.last_mut() {
+            Some(last) if last.weight == piece.weight => last.text.push_str(&piece.text),
+            _ => joined.push(piece),
         }
+    }
+    if joined.is_empty() {
+        push(&mut joined, String::new());
     }
     joined
 }
@@ -143,15 +149,8 @@ mod tests {
     use super::*;
 
     fn pieces(prompt: &str) -> Vec<(String, f64)> {
-        let piece = |piece| match piece {
-            Piece::Text { text, weight } => (text, weight),
-            Piece::Break => ("BREAK".to_owned(), -1.0),
-        };
-        parse(prompt)
-            .expect(prompt)
-            .into_iter()
-            .map(piece)
-            .collect()
+        let pieces = parse(prompt).expect(prompt).into_iter();
+        pieces.map(|piece| (piece.text, piece.weight)).collect()
     }
 
     #[test]
@@ -201,7 +200,16 @@ mod tests {
             texts("a BREAKER break OUTBREAK _BREAK"),
             ["a BREAKER break OUTBREAK _BREAK"]
         );
-        assert_eq!(texts("(a BREAK b)"), ["a", "BREAK", "b"]);
+        assert_eq!(texts("cat\\ dog  BREAK b"), ["cat dog", "BREAK", "b"]);
+        let breaks = |prompt| {
+            parse(prompt)
+                .expect(prompt)
+                .iter()
+                .filter(|p| p.is_break())
+                .count()
+        };
+        assert_eq!(breaks("BREAK BREAK a (b) BREAK"), 3);
+        assert_eq!(breaks("(a BREAK b)"), 0, "a word of A1111");
     }
 
     #[test]
@@ -209,6 +217,8 @@ mod tests {
         assert_eq!(pieces("(a:1.2.3)"), [("a:1.2.3".to_owned(), 1.1)]);
         assert_eq!(pieces("a:1.3)"), [("a:1.3)".to_owned(), 1.0)]);
         assert_eq!(pieces("(a:)"), [("a:".to_owned(), 1.1)]);
+        assert_eq!(pieces("(a: 1.3 )"), [("a".to_owned(), 1.3)]);
+        assert_eq!(pieces(""), [(String::new(), 1.0)]);
         assert_eq!(pieces("(a:-0.5)"), [("a".to_owned(), -0.5)]);
         assert_eq!(pieces(r"a\b\\"), [(r"ab\".to_owned(), 1.0)]);
         assert!(parse("(a:99999)").is_err());

@@ -58,9 +58,11 @@ pub(super) fn schedule(prompt: &str, num_steps: usize) -> Vec<Entry> {
     steps.into_iter().map(entry).collect()
 }
 
-/// By the place of each opening bracket: where it is closed, and what it chooses between.
+/// By the place of each opening bracket: where it is closed, and what it chooses between. A `|` that no brackets have
+/// for themselves is not of the grammar, and A1111 then takes all of the prompt as it stands.
 fn choices(prompt: &str, num_steps: usize) -> HashMap<usize, (usize, Choice)> {
     let mut choices = HashMap::new();
+    let mut bars = 0;
     let mut opened: Vec<Open> = Vec::new();
     let mut escaped = false;
     for (at, byte) in prompt.bytes().enumerate() {
@@ -76,6 +78,7 @@ fn choices(prompt: &str, num_steps: usize) -> HashMap<usize, (usize, Choice)> {
                 is_whole: true,
             }),
             b':' | b'|' => {
+                bars += usize::from(byte == b'|');
                 if let Some(open) = opened.last_mut() {
                     open.separators.push(at);
                 }
@@ -98,7 +101,14 @@ fn choices(prompt: &str, num_steps: usize) -> HashMap<usize, (usize, Choice)> {
             _ => {}
         }
     }
-    choices
+    let in_turns = |(_, choice): &(usize, Choice)| match choice {
+        Choice::Turn(parts) => parts.len() - 1,
+        Choice::Change { .. } => 0,
+    };
+    match choices.values().map(in_turns).sum::<usize>() == bars {
+        true => choices,
+        false => HashMap::new(),
+    }
 }
 
 enum Meaning {
@@ -244,6 +254,7 @@ mod tests {
         assert_eq!(entries("[a:b:99]"), [(10, "a".to_owned())]);
         assert_eq!(entries("[a::0.25]")[0], (2, "a".to_owned()));
         assert_eq!(entries(r"\[a:b:3]"), [(10, r"\[a:b:3]".to_owned())]);
+        assert_eq!(entries("[a:b:3] | c"), [(10, "[a:b:3] | c".to_owned())]);
         assert_eq!(entries("[a:b:inf]"), [(10, "[a:b:inf]".to_owned())]);
     }
 
