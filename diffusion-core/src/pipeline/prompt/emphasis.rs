@@ -87,12 +87,21 @@ pub(super) fn parse(prompt: &str) -> Result<Vec<Piece>> {
 
 /// The weight and the length of `:1.3)` at the beginning of a text.
 fn closing_weight(text: &str) -> Option<(f64, usize)> {
-    let (number, _) = text.strip_prefix(':')?.split_once(')')?;
+    let inside = text.strip_prefix(':')?;
+    let is_digit = |c: char| c.is_ascii_digit() || c == '.';
+    // Not the first bracket: it may be far away, and colons many.
+    let is_number = |c: char| is_digit(c) || matches!(c, '+' | '-') || c.is_whitespace();
+    let number = &inside[..inside.find(|c| !is_number(c))?];
+    if !inside[number.len()..].starts_with(')') {
+        return None;
+    }
     let length = number.len() + 2;
     let number = number.trim();
     let digits = number.strip_prefix(['+', '-']).unwrap_or(number);
-    let is_number = digits.chars().all(|c| c.is_ascii_digit() || c == '.');
-    let weight = number.parse().ok().filter(|_| is_number)?;
+    let weight = number
+        .parse()
+        .ok()
+        .filter(|_| digits.chars().all(is_digit))?;
     Some((weight, length))
 }
 

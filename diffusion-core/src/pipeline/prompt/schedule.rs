@@ -174,7 +174,11 @@ fn text_at(prompt: &str, choices: &HashMap<usize, (usize, Choice)>, step: usize)
     let mut inside: Vec<(usize, usize)> = Vec::new();
     let (mut at, mut copied) = (0, 0);
     while at <= prompt.len() {
-        let jump = match (inside.last(), choices.get(&at)) {
+        let choice = match prompt.as_bytes().get(at) {
+            Some(b'[') => choices.get(&at),
+            _ => None,
+        };
+        let jump = match (inside.last(), choice) {
             (Some(&(end, behind)), _) if at == end => {
                 inside.pop();
                 Some(behind)
