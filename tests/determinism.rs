@@ -7,7 +7,7 @@ use std::{env, fs, thread};
 
 use diffusion_core::pipeline::SharedPipeline;
 use diffusion_core::weights::Lora;
-use diffusion_core::{Error, ErrorKind, GenerateRequest, Pipeline};
+use diffusion_core::{Error, ErrorKind, GenerateRequest, Pipeline, RgbImage, media};
 use diffusion_tests::{TestResult, emoji_pipeline, golden_path, model_path};
 
 /// Set in the child processes of `any_thread_count`: where the picture goes.
@@ -85,7 +85,7 @@ fn pictures_at_once_are_those_one_by_one() -> TestResult {
 fn threads_share_one_pipeline() -> TestResult {
     let pipe = Arc::new(emoji_pipeline()?);
     let expected = picture(&pipe, &request())?;
-    let threads: Vec<_> = (0..4)
+    let threads: Vec<_> = (0..8)
         .map(|_| {
             let pipe = pipe.clone();
             thread::spawn(move || picture(&pipe, &request()).map_err(|e| e.to_string()))
@@ -94,6 +94,47 @@ fn threads_share_one_pipeline() -> TestResult {
     for thread in threads {
         assert_eq!(thread.join().map_err(|_| "a thread panicked")??, expected);
     }
+    Ok(())
+}
+
+/// A film's frames have one noise, so what stands still in it stays as it is.
+#[test]
+fn equal_frames_stay_equal() -> TestResult {
+    let pipe = emoji_pipeline()?;
+    let frame = |level: u8| RgbImage::from_pixel(64, 64, [level, 80, 40].into());
+    let drawn = |level: u8| -> TestResult<Vec<u8>> {
+        let request = GenerateRequest::img2img("a red heart", frame(level))
+            .strength(0.5)
+            .num_steps(4)
+            .seed(3);
+        picture(&pipe, &request)
+    };
+    let (first, other, last) = (drawn(200)?, drawn(10)?, drawn(200)?);
+    assert_eq!(first, last);
+    assert_ne!(first, other);
+    Ok(())
+}
+
+#[test]
+fn strength_0_is_the_way_through_the_autoencoder() -> TestResult {
+    let pipe = emoji_pipeline()?;
+    let image = RgbImage::from_fn(96, 64, |x, y| [(x * 2) as u8, (y * 3) as u8, 90].into());
+    let request = GenerateRequest::img2img("a red heart", image.clone()).strength(0.0);
+    let tensor = media::from_rgb8(&image, pipe.device())?;
+    let latents = pipe.vae().encode(&tensor)?;
+    let there_and_back = pipe.vae().decode(latents.mode())?;
+    let expected = media::to_rgb8(&there_and_back)?[0].as_raw().clone();
+    let ours = picture(&pipe, &request)?;
+    // Scaling for the UNet and back rounds the last bit.
+    let apart = ours
+        .iter()
+        .zip(&expected)
+        .map(|(a, b)| a.abs_diff(*b))
+        .max();
+    assert!(
+        ours.len() == expected.len() && apart <= Some(1),
+        "{apart:?}"
+    );
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! Bad input is a typed error that says what was expected and found, never a panic.
 
+mod arbitrary;
 mod containers;
 mod controls;
 mod ip_adapters;

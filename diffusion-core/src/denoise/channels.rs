@@ -21,7 +21,7 @@ impl Channels {
     /// The rows of some of `num_images` pictures.
     ///
     /// # Errors
-    /// [`Error::Tensor`] if the range does not fit.
+    /// [`Error::Tensor`](crate::Error::Tensor) if the range does not fit.
     pub fn of_images(&self, images: &Range<usize>, num_images: usize) -> Result<Self> {
         let rows = |tensor: &Tensor| rows_of(tensor, images, num_images);
         Ok(match self {
