@@ -199,6 +199,28 @@ typedef struct dfn_picture_sizes {
 } dfn_picture_sizes;
 
 /**
+ * A picture in the caller's memory, rows from top to bottom. It is read during the call.
+ */
+typedef struct dfn_picture {
+    /**
+     * The first pixel; NULL: there is no picture, and all else must be 0.
+     */
+    const uint8_t *pixels;
+    /**
+     * In pixels.
+     */
+    uint32_t width;
+    /**
+     * In pixels.
+     */
+    uint32_t height;
+    /**
+     * Bytes from one row to the next; 0 for rows without gaps.
+     */
+    size_t row_stride;
+} dfn_picture;
+
+/**
  * What a run shall do. dfn_generate_params_default() sets every field; only `prompt` must be set after.
  */
 typedef struct dfn_generate_params {
@@ -302,6 +324,63 @@ typedef struct dfn_generate_params {
      * The same beside the negative prompt. Default: 2.5.
      */
     double negative_aesthetic_score;
+    /**
+     * What the run starts from: RGBA8, of which the alpha does not count. It is brought to `width` and `height`,
+     * which default to its own, rounded down to multiples of the model's factor. Default: none.
+     */
+    struct dfn_picture image;
+    /**
+     * A byte for each pixel of `image`: what is bright (128 and more) changes, the rest keeps its pixels. Default:
+     * none, and all changes.
+     */
+    struct dfn_picture mask;
+    /**
+     * How much of `image` changes, from 0 to 1, where `has_strength` is 1; otherwise it must be 0.
+     */
+    double strength;
+    /**
+     * How soft the edge of the mask is: the deviation of a Gaussian in pixels, from 0 to 1024. 0: hard, and 4
+     * with `margins`.
+     */
+    double mask_blur;
+    /**
+     * Pixels around the mask, where `has_only_masked` is 1; otherwise it must be 0.
+     */
+    uint32_t only_masked;
+    /**
+     * Left, top, right, bottom: by how many pixels `image` grows, to sides that are multiples of the model's factor.
+     * Default: 0.
+     */
+    uint32_t margins[4];
+    /**
+     * 1: `strength`. 0: 0.8, and 1 with a mask, with margins and for models that change pictures as told. Default: 0.
+     */
+    dfn_bool has_strength;
+    /**
+     * 1: works on the mask and `only_masked` pixels around it alone, at `width` and `height`, which default to the
+     * model's own then. Default: 0.
+     */
+    dfn_bool has_only_masked;
+    /**
+     * A second pass in a larger size, which keeps what the first one found; pixels. 0: none.
+     */
+    uint32_t hires_width;
+    /**
+     * Pixels, as `hires_width`.
+     */
+    uint32_t hires_height;
+    /**
+     * How much the second pass changes, from 0 to 1. 0: 0.7.
+     */
+    double hires_strength;
+    /**
+     * Gives guided pictures back the contrast that guidance takes, from 0 to 1. Default: 0.
+     */
+    double guidance_rescale;
+    /**
+     * How far the picture follows `image`, for models that change pictures as told. Default: 1.5.
+     */
+    double image_guidance_scale;
 } dfn_generate_params;
 
 /**
@@ -462,7 +541,7 @@ dfn_status dfn_generate_params_default(struct dfn_generate_params *params, size_
  * `bytes`: receives the bytes from the first row's start to the last row's end.
  * `width`, `height`: receive the size; NULL is allowed.
  *
- * Of the parameters it reads the size and the number of pictures.
+ * Of the parameters it reads the size, the pictures and their number.
  *
  * DFN_INVALID_ARGUMENT for sides that are not multiples of the model's factor.
  */
