@@ -381,6 +381,16 @@ typedef struct dfn_generate_params {
      * How far the picture follows `image`, for models that change pictures as told. Default: 1.5.
      */
     double image_guidance_scale;
+    /**
+     * How the prompts are read (docs/PROMPTS.md): "a1111", "compel", or "plain", which cuts what the model cannot take
+     * and warns of it. NULL: "a1111".
+     */
+    const char *prompt_syntax;
+    /**
+     * Which layer of the text encoders the UNet reads, counted from the last, which is 1. 0: what the model was
+     * trained with.
+     */
+    uint32_t clip_skip;
 } dfn_generate_params;
 
 /**

@@ -179,6 +179,12 @@ pub struct dfn_generate_params {
     pub guidance_rescale: f64,
     /// How far the picture follows `image`, for models that change pictures as told. Default: 1.5.
     pub image_guidance_scale: f64,
+    /// How the prompts are read (docs/PROMPTS.md): "a1111", "compel", or "plain", which cuts what the model cannot take
+    /// and warns of it. NULL: "a1111".
+    pub prompt_syntax: *const c_char,
+    /// Which layer of the text encoders the UNet reads, counted from the last, which is 1. 0: what the model was
+    /// trained with.
+    pub clip_skip: u32,
 }
 
 // SAFETY: `repr(C)`, a `usize` first, numbers, raw pointers and a nullable function pointer.
@@ -222,6 +228,8 @@ unsafe impl Versioned for dfn_generate_params {
         hires_strength: 0.0,
         guidance_rescale: 0.0,
         image_guidance_scale: 1.5,
+        prompt_syntax: null(),
+        clip_skip: 0,
     };
 }
 
@@ -285,13 +293,14 @@ pub unsafe extern "C" fn dfn_generate_params_default(
 /// Each text is null or ends in NUL, and the pictures' pixels are null or as many as they say.
 pub(crate) unsafe fn request(params: &dfn_generate_params) -> Result<GenerateRequest, Failure> {
     // SAFETY: the caller's promise.
-    let (prompt, prompt_2, negative_prompt, negative_prompt_2, scheduler) = unsafe {
+    let (prompt, prompt_2, negative_prompt, negative_prompt_2, scheduler, syntax) = unsafe {
         (
             text(params.prompt, "prompt")?,
             optional_text(params.prompt_2, "prompt_2")?,
             optional_text(params.negative_prompt, "negative_prompt")?,
             optional_text(params.negative_prompt_2, "negative_prompt_2")?,
             optional_text(params.scheduler, "scheduler")?,
+            optional_text(params.prompt_syntax, "prompt_syntax")?,
         )
     };
     // SAFETY: the caller's promise.
@@ -306,6 +315,12 @@ pub(crate) unsafe fn request(params: &dfn_generate_params) -> Result<GenerateReq
         .sizes(params.sizes.read("sizes")?)
         .aesthetic_score(params.aesthetic_score)
         .negative_aesthetic_score(params.negative_aesthetic_score);
+    if let Some(name) = syntax {
+        request = request.prompt_syntax(name.parse()?);
+    }
+    if params.clip_skip != 0 {
+        request = request.clip_skip(params.clip_skip as usize);
+    }
     if let Some(text) = prompt_2 {
         request = request.prompt_2(text);
     }

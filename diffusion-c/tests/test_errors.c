@@ -155,6 +155,8 @@ static void test_values(void)
     CHECK_REFUSED(DFN_UNSUPPORTED, "Nonesuch", scheduler, "{\"_class_name\": \"Nonesuch\"}");
     CHECK_REFUSED(DFN_INVALID_ARGUMENT, "scheduler", scheduler, "\xff");
     CHECK_REFUSED(DFN_INVALID_ARGUMENT, "prompt_2", prompt_2, "\xff");
+    CHECK_REFUSED(DFN_INVALID_ARGUMENT, "plain, a1111 or compel", prompt_syntax, "b1111");
+    CHECK_REFUSED(DFN_INVALID_ARGUMENT, "clip_skip", clip_skip, 99);
     CHECK_REFUSED(DFN_INVALID_ARGUMENT, "negative_prompt_2", negative_prompt_2, "\xff");
     CHECK_REFUSED(DFN_INVALID_ARGUMENT, "sizes.original", sizes.original_width, 64);
     CHECK_REFUSED(DFN_INVALID_ARGUMENT, "sizes.target", sizes.target_height, 64);

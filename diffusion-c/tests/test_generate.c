@@ -186,6 +186,7 @@ static void test_random_seed_and_warnings(void)
 {
     dfn_generate_params params = short_run();
     params.num_steps = 1;
+    params.prompt_syntax = "plain";
     params.random_seed = 1;
     params.seed = 0;
     params.prompt = "one two three four five six seven eight nine ten one two three four five six "

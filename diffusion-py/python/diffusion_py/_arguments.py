@@ -15,6 +15,7 @@ Path: TypeAlias = "str | os.PathLike[str]"
 Pair: TypeAlias = "tuple[SupportsIndex, SupportsIndex]"
 Strength: TypeAlias = "SupportsFloat | Mapping[str, SupportsFloat]"
 LoraScale: TypeAlias = "tuple[float, float, list[tuple[str, float]]]"
+Embeds: TypeAlias = "tuple[tuple[bytes, list[int]], tuple[bytes, list[int]] | None]"
 Sizes: TypeAlias = "tuple[tuple[int, int] | None, tuple[int, int], tuple[int, int] | None]"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ._arguments import Embeds
 from .errors import InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -74,13 +75,14 @@ def from_array(name: str, array: Any) -> tuple[bytes, list[int]]:
 
 def from_embeds(
     prefix: str, embeds: Any, pooled: Any
-) -> tuple[tuple[bytes, list[int]], tuple[bytes, list[int]] | None] | None:
-    """A prompt's embeddings and SDXL's pooled vector, as :func:`from_array`; ``prefix`` is that of the
-    arguments' names."""
+) -> Embeds | None:
+    """A prompt's embeddings and SDXL's pooled vector, as :func:`from_array`; ``prefix`` is that of
+    the arguments' names."""
     if embeds is None:
         if pooled is not None:
-            expected = f"{prefix}prompt_embeds, which it belongs to"
-            raise InvalidArgumentError(f"{prefix}pooled_prompt_embeds: expected {expected}, found None")
+            raise InvalidArgumentError(
+                f"{prefix}pooled_prompt_embeds: expected {prefix}prompt_embeds beside it, found None"
+            )
         return None
     name = f"{prefix}pooled_prompt_embeds"
     return (

@@ -6,7 +6,7 @@ from typing import Any, SupportsFloat, final
 
 import numpy
 
-from ._arguments import LoraScale, Sizes
+from ._arguments import Embeds, LoraScale, Sizes
 
 __version__: str
 
@@ -116,8 +116,8 @@ class NativePipeline:
         negative_prompt_2: str | None,
         prompt_syntax: str,
         clip_skip: int | None,
-        prompt_embeds: tuple[tuple[bytes, list[int]], tuple[bytes, list[int]] | None] | None,
-        negative_prompt_embeds: tuple[tuple[bytes, list[int]], tuple[bytes, list[int]] | None] | None,
+        prompt_embeds: Embeds | None,
+        negative_prompt_embeds: Embeds | None,
         num_steps: int,
         guidance: tuple[SupportsFloat, list[SupportsFloat], Any, SupportsFloat, SupportsFloat],
         width: int | None,

@@ -15,7 +15,11 @@ static MODEL: LazyLock<Result<Pipeline>> = LazyLock::new(|| {
 
 fuzz_target!(|prompt: &str| {
     let model = MODEL.as_ref().expect("the tiny model opens");
-    for syntax in [PromptSyntax::Plain, PromptSyntax::A1111, PromptSyntax::Compel] {
+    for syntax in [
+        PromptSyntax::Plain,
+        PromptSyntax::A1111,
+        PromptSyntax::Compel,
+    ] {
         let request = GenerateRequest::txt2img(prompt)
             .negative_prompt(prompt)
             .prompt_syntax(syntax)
