@@ -59,7 +59,8 @@ pub(super) fn schedule(prompt: &str, num_steps: usize) -> Vec<Entry> {
 }
 
 /// By the place of each opening bracket: where it is closed, and what it chooses between. A `|` that no brackets have
-/// for themselves is not of the grammar, and A1111 then takes all of the prompt as it stands.
+/// for themselves is not of the grammar, nor is a last character that escapes nothing; A1111 then takes all of the
+/// prompt as it stands.
 fn choices(prompt: &str, num_steps: usize) -> HashMap<usize, (usize, Choice)> {
     let mut choices = HashMap::new();
     let mut bars = 0;
@@ -105,7 +106,8 @@ fn choices(prompt: &str, num_steps: usize) -> HashMap<usize, (usize, Choice)> {
         Choice::Turn(parts) => parts.len() - 1,
         Choice::Change { .. } => 0,
     };
-    match choices.values().map(in_turns).sum::<usize>() == bars {
+    let is_grammar = !escaped && choices.values().map(in_turns).sum::<usize>() == bars;
+    match is_grammar {
         true => choices,
         false => HashMap::new(),
     }
@@ -259,6 +261,7 @@ mod tests {
         assert_eq!(entries("[a::0.25]")[0], (2, "a".to_owned()));
         assert_eq!(entries(r"\[a:b:3]"), [(10, r"\[a:b:3]".to_owned())]);
         assert_eq!(entries("[a:b:3] | c"), [(10, "[a:b:3] | c".to_owned())]);
+        assert_eq!(entries(r"[a:b:3] \"), [(10, r"[a:b:3] \".to_owned())]);
         assert_eq!(entries("[a:b:inf]"), [(10, "[a:b:inf]".to_owned())]);
     }
 
