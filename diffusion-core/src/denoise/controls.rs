@@ -77,8 +77,7 @@ impl Controls<'_> {
         let hints = controls.nets.iter_mut().map(|control| &mut control.hint);
         let features = controls.features.iter_mut().flat_map(|c| &mut c.features);
         for rows in hints.chain(features).filter(|rows| is_for_each(rows)) {
-            let those = rows.tensor().narrow(0, images.start, images.len())?;
-            *rows = Activation::new(those);
+            *rows = rows.narrow(images.start, images.len())?;
         }
         Ok(controls)
     }
@@ -145,9 +144,9 @@ impl NetControl<'_> {
             &self.hint,
         )?;
         residuals.map(|residual| {
-            let prompted = residual.tensor();
+            let prompted = residual.to_tensor()?;
             let mut rows = vec![prompted.zeros_like()?; parts - 1];
-            rows.push(prompted.clone());
+            rows.push(prompted);
             Ok(Activation::new(Tensor::cat(&rows, 0)?))
         })
     }
@@ -161,10 +160,7 @@ fn is_for_each(rows: &Activation) -> bool {
 /// The rows for all parts of a batch under guidance.
 fn for_parts(rows: &Activation, parts: usize) -> Result<Activation> {
     match parts > 1 && is_for_each(rows) {
-        true => {
-            let rows = Tensor::cat(&vec![rows.tensor(); parts], 0)?;
-            Ok(Activation::new(rows))
-        }
+        true => Activation::cat(&vec![rows.clone(); parts]),
         false => Ok(rows.clone()),
     }
 }

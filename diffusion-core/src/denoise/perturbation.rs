@@ -83,7 +83,7 @@ fn last_rows(tensor: &Tensor, batch: usize) -> Result<Tensor> {
 }
 
 fn last_rows_of(x: &Activation, batch: usize) -> Result<Activation> {
-    Ok(Activation::new(last_rows(x.tensor(), batch)?))
+    Ok(Activation::new(last_rows(&x.to_tensor()?, batch)?))
 }
 
 fn residual_rows(all: &UNetResiduals, batch: usize) -> Result<UNetResiduals> {

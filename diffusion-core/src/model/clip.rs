@@ -291,9 +291,12 @@ impl TextEncoder {
         let text_embeds = self
             .text_projection
             .as_ref()
-            .map(|projection| projection.forward(&Activation::new(pooled.clone())))
-            .transpose()?
-            .map(Activation::into_tensor);
+            .map(|projection| {
+                projection
+                    .forward(&Activation::new(pooled.clone()))?
+                    .to_tensor()
+            })
+            .transpose()?;
         Ok(TextEncoding {
             hidden_states,
             last_hidden_state,
@@ -310,10 +313,9 @@ impl TextEncoder {
     /// # Errors
     /// [`Error::Tensor`] if the shape does not fit.
     pub fn final_norm(&self, hidden: &Tensor) -> Result<Tensor> {
-        Ok(self
-            .final_layer_norm
+        self.final_layer_norm
             .forward(&Activation::new(hidden.clone()))?
-            .into_tensor())
+            .to_tensor()
     }
 
     fn check_ids(&self, ids: &[Vec<u32>]) -> Result<(usize, usize)> {

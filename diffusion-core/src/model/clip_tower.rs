@@ -49,10 +49,10 @@ impl Tower {
             _ => Mask::CausalBut(unseen),
         };
         let mut x = x;
-        let mut hidden_states = vec![x.tensor().clone()];
+        let mut hidden_states = vec![x.to_tensor()?];
         for layer in &self.layers {
             x = layer.forward(&x, &self.config, mask)?;
-            hidden_states.push(x.tensor().clone());
+            hidden_states.push(x.to_tensor()?);
         }
         Ok(hidden_states)
     }

@@ -301,7 +301,7 @@ impl ImageEncoder {
         let whole = self.class_embedding.to_dtype(self.dtype)?;
         let whole = whole.broadcast_as((batch, 1, self.config.hidden_size))?;
         let positions = self.position_embedding.to_dtype(self.dtype)?;
-        let embedded = Tensor::cat(&[&whole, patches.tensor()], 1)?.broadcast_add(&positions)?;
+        let embedded = Tensor::cat(&[whole, patches.to_tensor()?], 1)?.broadcast_add(&positions)?;
         let embedded = self.pre_layernorm.forward(&Activation::new(embedded))?;
 
         let mut hidden_states = self.encoder.forward(embedded)?;
@@ -310,7 +310,7 @@ impl ImageEncoder {
         let pooled = self.post_layernorm.forward(&pooled)?;
         Ok(ImageEncoding {
             penultimate_hidden_state: hidden_states.swap_remove(self.config.num_hidden_layers - 1),
-            image_embeds: self.visual_projection.forward(&pooled)?.into_tensor(),
+            image_embeds: self.visual_projection.forward(&pooled)?.to_tensor()?,
         })
     }
 }

@@ -245,7 +245,7 @@ impl ControlNet {
             };
             let residual = conv.forward(x)?.affine(weight * scale, 0.0)?;
             match pooled {
-                true => Ok(Activation::new(residual.tensor().mean_keepdim((1, 2))?)),
+                true => Ok(Activation::new(residual.to_tensor()?.mean_keepdim((1, 2))?)),
                 false => Ok::<_, Error>(residual),
             }
         };

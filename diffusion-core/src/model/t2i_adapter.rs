@@ -315,7 +315,8 @@ impl AdapterBlock {
 
 /// Squares of `factor` pixels become one of as many more channels, those of one channel side by side.
 fn pixel_unshuffle(x: &Activation, factor: usize) -> Result<Activation> {
-    let (batch, height, width, channels) = x.tensor().dims4()?;
+    let x = x.to_tensor()?;
+    let (batch, height, width, channels) = x.dims4()?;
     for (name, side) in [("height", height), ("width", width)] {
         if side == 0 || side % factor != 0 {
             let expected = format!("a multiple of {factor} pixels, for this T2I-Adapter");
@@ -323,9 +324,7 @@ fn pixel_unshuffle(x: &Activation, factor: usize) -> Result<Activation> {
         }
     }
     let (h, w) = (height / factor, width / factor);
-    let squares = x
-        .tensor()
-        .reshape(&[batch, h, factor, w, factor, channels])?;
+    let squares = x.reshape(&[batch, h, factor, w, factor, channels])?;
     let squares = squares.permute(vec![0, 1, 3, 5, 2, 4])?.contiguous()?;
     Ok(Activation::new(squares.reshape((
         batch,
@@ -337,7 +336,7 @@ fn pixel_unshuffle(x: &Activation, factor: usize) -> Result<Activation> {
 
 /// The mean of each two by two pixels, fewer at odd borders.
 fn average_pairs(x: &Activation) -> Result<Activation> {
-    let mut mean = x.tensor().clone();
+    let mut mean = x.to_tensor()?;
     for dim in [1, 2] {
         let len = mean.dim(dim)?;
         if len % 2 == 1 {

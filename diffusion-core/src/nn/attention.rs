@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use candle_core::{D, DType, Tensor};
 
-use super::Activation;
+use super::{Activation, engine};
 use crate::error::{Error, Result};
 
 /// The most elements that one block of attention scores has, if [`MIN_QUERIES`] allow it. Longer sequences are
@@ -52,8 +52,7 @@ pub fn attention(
     mask: Mask<'_>,
     upcast: bool,
 ) -> Result<Activation> {
-    let (batch, queries, width) = q.tensor().dims3()?;
-    let keys = k.tensor().dim(1)?;
+    let width = q.channels();
     if heads == 0 || width % heads != 0 {
         return Err(Error::argument(
             "attention heads",
@@ -61,12 +60,18 @@ pub fn attention(
             heads,
         ));
     }
+    if let Some(found) = engine::attention([q, k, v], heads, mask, upcast)? {
+        return Ok(found);
+    }
+    let (q, k, v) = (q.to_tensor()?, k.to_tensor()?, v.to_tensor()?);
+    let (batch, queries, _) = q.dims3()?;
+    let keys = k.dim(1)?;
     let dtype = q.dtype();
     let scores_dtype = if upcast { DType::F32 } else { dtype };
     let scale = ((width / heads) as f64).sqrt().recip();
-    let q = (split_heads(q, heads)?.to_dtype(scores_dtype)? * scale)?;
-    let k = split_heads(k, heads)?.to_dtype(scores_dtype)?.t()?;
-    let v = split_heads(v, heads)?;
+    let q = (split_heads(&q, heads)?.to_dtype(scores_dtype)? * scale)?;
+    let k = split_heads(&k, heads)?.to_dtype(scores_dtype)?.t()?;
+    let v = split_heads(&v, heads)?;
 
     let unseen = match mask {
         Mask::None => None,
@@ -132,9 +137,9 @@ impl Blocks {
 }
 
 /// `(batch, tokens, heads * d)` to `(batch * heads, tokens, d)`.
-fn split_heads(x: &Activation, heads: usize) -> Result<Tensor> {
-    let (batch, tokens, width) = x.tensor().dims3()?;
-    let split = x.tensor().reshape((batch, tokens, heads, width / heads))?;
+fn split_heads(x: &Tensor, heads: usize) -> Result<Tensor> {
+    let (batch, tokens, width) = x.dims3()?;
+    let split = x.reshape((batch, tokens, heads, width / heads))?;
     Ok(split.transpose(1, 2)?.contiguous()?.flatten(0, 1)?)
 }
 

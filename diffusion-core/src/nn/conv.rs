@@ -2,8 +2,9 @@
 
 use candle_core::{Device, Tensor};
 
+use super::engine::{self, Layer};
 use super::seamless::{Seamless, wrap};
-use super::{Activation, Linear, LowRank, Params};
+use super::{Activation, Linear, LowRank, Params, upsample_nearest};
 use crate::error::{Error, Result};
 
 /// Rows and columns of zeros around a picture.
@@ -145,8 +146,34 @@ impl Conv2d {
     /// [`Error::InvalidArgument`] if the padded picture is smaller than the kernel,
     /// [`Error::Tensor`] if the shapes do not fit.
     pub fn forward(&self, x: &Activation) -> Result<Activation> {
-        match &self.kind {
-            Kind::Pointwise(linear) => linear.forward(x),
+        self.run(x, None, false)
+    }
+
+    /// The layer's result plus `add`, of its shape.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn forward_add(&self, x: &Activation, add: &Activation) -> Result<Activation> {
+        self.run(x, Some(add), false)
+    }
+
+    /// Of a picture of twice the size, in which each pixel of `x` is repeated.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub(super) fn forward_doubled(&self, x: &Activation) -> Result<Activation> {
+        self.run(x, None, true)
+    }
+
+    fn run(&self, x: &Activation, add: Option<&Activation>, doubled: bool) -> Result<Activation> {
+        let y = match &self.kind {
+            Kind::Pointwise(linear) => {
+                let x = doubled_if(x, doubled)?;
+                return match add {
+                    Some(add) => linear.forward_add(&x, add),
+                    None => linear.forward(&x),
+                };
+            }
             Kind::Spatial {
                 weight,
                 bias,
@@ -154,7 +181,16 @@ impl Conv2d {
                 config,
                 seamless,
             } => {
-                let padded = pad(x.tensor(), config, *seamless)?;
+                let layer = Layer {
+                    weight,
+                    bias: bias.as_ref(),
+                    low_rank,
+                };
+                if let Some(y) = engine::convolve(x, layer, *config, *seamless, add, doubled)? {
+                    return Ok(y);
+                }
+                let x = doubled_if(x, doubled)?.to_tensor()?;
+                let padded = pad(&x, config, *seamless)?;
                 let mut y = convolve(&padded, weight, config)?;
                 if let Some(bias) = bias {
                     y = y.broadcast_add(&bias.to_dtype(x.dtype())?)?;
@@ -162,10 +198,22 @@ impl Conv2d {
                 for change in low_rank {
                     y = change.add(&y, &convolve(&padded, &change.down, config)?)?;
                 }
-                Ok(Activation::new(y))
+                Activation::new(y)
             }
+        };
+        match add {
+            Some(add) => y.add(add),
+            None => Ok(y),
         }
     }
+}
+
+fn doubled_if(x: &Activation, doubled: bool) -> Result<Activation> {
+    if !doubled {
+        return Ok(x.clone());
+    }
+    let (height, width) = x.size()?;
+    upsample_nearest(x, 2 * height, 2 * width)
 }
 
 fn convolve(padded: &Tensor, weight: &Tensor, config: &Conv2dConfig) -> Result<Tensor> {
@@ -362,7 +410,7 @@ mod tests {
                 let picture = Activation::new(Tensor::from_slice(&x, &size, &Device::Cpu)?);
                 let ours = conv
                     .forward(&picture)?
-                    .into_tensor()
+                    .to_tensor()?
                     .flatten_all()?
                     .to_vec1::<f32>()?;
                 let expected = by_definition(&x, size, &w, 4, &config);

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::Activation;
+use super::{Activation, engine};
 use crate::error::Result;
 
 /// An element-wise non-linearity, by the names that model configurations use.
@@ -29,10 +29,13 @@ impl ActivationFunction {
     /// # Errors
     /// [`Error::Tensor`](crate::Error::Tensor) if the device fails.
     pub fn apply(self, x: &Activation) -> Result<Activation> {
-        let x = x.tensor();
+        if let Some(y) = engine::apply(self, x)? {
+            return Ok(y);
+        }
+        let x = x.to_tensor()?;
         let y = match self {
             Self::Silu => x.silu()?,
-            Self::QuickGelu => (x * candle_nn::ops::sigmoid(&(x * 1.702)?)?)?,
+            Self::QuickGelu => (&x * candle_nn::ops::sigmoid(&(&x * 1.702)?)?)?,
             Self::Gelu => x.gelu_erf()?,
             Self::GeluNew => x.gelu()?,
             Self::Relu => x.relu()?,

@@ -1,7 +1,8 @@
 //! The fully connected layer.
 
-use candle_core::Tensor;
+use candle_core::{D, Tensor};
 
+use super::engine::{self, Layer};
 use super::{Activation, LowRank, Params};
 use crate::error::Result;
 
@@ -49,14 +50,58 @@ impl Linear {
     /// # Errors
     /// [`Error::Tensor`](crate::Error::Tensor) if the shapes do not fit.
     pub fn forward(&self, x: &Activation) -> Result<Activation> {
+        match engine::linear(x, self.layer(), None, false)? {
+            Some(y) => Ok(y),
+            None => self.forward_tensor(x),
+        }
+    }
+
+    /// The layer's result plus `add`.
+    ///
+    /// # Shapes
+    /// `x`: `(..., input)`; `add` and what it returns: `(..., output)`.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`](crate::Error::Tensor) if the shapes do not fit.
+    pub fn forward_add(&self, x: &Activation, add: &Activation) -> Result<Activation> {
+        match engine::linear(x, self.layer(), Some(add), false)? {
+            Some(y) => Ok(y),
+            None => self.forward_tensor(x)?.add(add),
+        }
+    }
+
+    /// The first half of the result's channels, times GELU (erf) of the second.
+    ///
+    /// # Shapes
+    /// `x`: `(..., input)`; returns `(..., output / 2)`.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`](crate::Error::Tensor) if the shapes do not fit.
+    pub fn forward_gated(&self, x: &Activation) -> Result<Activation> {
+        if let Some(y) = engine::linear(x, self.layer(), None, true)? {
+            return Ok(y);
+        }
+        let halves = self.forward(x)?.to_tensor()?.chunk(2, D::Minus1)?;
+        Ok(Activation::new((&halves[0] * halves[1].gelu_erf()?)?))
+    }
+
+    fn layer(&self) -> Layer<'_> {
+        Layer {
+            weight: &self.weight,
+            bias: self.bias.as_ref(),
+            low_rank: &self.low_rank,
+        }
+    }
+
+    fn forward_tensor(&self, x: &Activation) -> Result<Activation> {
         let (output, input) = self.weight.dims2()?;
         let mut dims = x.dims().to_vec();
         if let Some(last) = dims.last_mut() {
             *last = output;
         }
-        let rows = x.tensor().elem_count() / input.max(1);
+        let x = x.to_tensor()?;
+        let x = x.reshape((x.elem_count() / input.max(1), input))?;
         let weight = self.weight.to_dtype(x.dtype())?;
-        let x = x.tensor().reshape((rows, input))?;
         let mut y = x.matmul(&weight.t()?)?;
         if let Some(bias) = &self.bias {
             y = y.broadcast_add(&bias.to_dtype(x.dtype())?)?;

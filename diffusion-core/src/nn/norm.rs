@@ -2,7 +2,7 @@
 
 use candle_core::{D, DType, Tensor};
 
-use super::{Activation, Params};
+use super::{Activation, ActivationFunction, Params, engine};
 use crate::error::{Error, Result};
 
 /// Normalises groups of channels over all pixels of an image.
@@ -42,11 +42,32 @@ impl GroupNorm {
     /// # Errors
     /// [`Error::Tensor`] if the shapes do not fit.
     pub fn forward(&self, x: &Activation) -> Result<Activation> {
+        match engine::group_norm(x, &self.weight, &self.bias, self.groups, self.eps, false)? {
+            Some(y) => Ok(y),
+            None => self.forward_tensor(x),
+        }
+    }
+
+    /// The non-linearity of what is normalised.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn forward_then(&self, x: &Activation, function: ActivationFunction) -> Result<Activation> {
+        if function == ActivationFunction::Silu
+            && let Some(y) =
+                engine::group_norm(x, &self.weight, &self.bias, self.groups, self.eps, true)?
+        {
+            return Ok(y);
+        }
+        function.apply(&self.forward(x)?)
+    }
+
+    fn forward_tensor(&self, x: &Activation) -> Result<Activation> {
         let channels = x.channels();
         let batch = x.dims().first().copied().unwrap_or(1);
-        let pixels = x.tensor().elem_count() / (batch * channels).max(1);
+        let pixels = x.dims().iter().product::<usize>() / (batch * channels).max(1);
         let rows = x
-            .tensor()
+            .to_tensor()?
             .reshape((batch, pixels, channels))?
             .to_dtype(DType::F32)?;
         let centred = rows.broadcast_sub(&self.group_mean(&rows)?)?;
@@ -100,7 +121,10 @@ impl LayerNorm {
     /// # Errors
     /// [`Error::Tensor`] if the shapes do not fit.
     pub fn forward(&self, x: &Activation) -> Result<Activation> {
-        let rows = x.tensor().to_dtype(DType::F32)?;
+        if let Some(y) = engine::layer_norm(x, &self.weight, &self.bias, self.eps)? {
+            return Ok(y);
+        }
+        let rows = x.to_tensor()?.to_dtype(DType::F32)?;
         let centred = rows.broadcast_sub(&rows.mean_keepdim(D::Minus1)?)?;
         let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
         let y = centred.broadcast_div(&(variance + self.eps)?.sqrt()?)?;

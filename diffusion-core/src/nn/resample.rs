@@ -14,10 +14,11 @@ use crate::error::Result;
 /// # Errors
 /// [`Error::Tensor`](crate::Error::Tensor) if the shapes do not fit.
 pub fn upsample_nearest(x: &Activation, height: usize, width: usize) -> Result<Activation> {
-    let (batch, h, w, channels) = x.tensor().dims4()?;
+    let x = x.to_tensor()?;
+    let (batch, h, w, channels) = x.dims4()?;
     if (height, width) == (2 * h, 2 * w) {
         // Broadcasting has a right gradient, where candle's own nearest upsampling overwrites it.
-        let pixels = x.tensor().reshape((batch, h, 1, w, channels))?;
+        let pixels = x.reshape((batch, h, 1, w, channels))?;
         let rows = pixels.broadcast_as((batch, h, 2, w, channels))?;
         let columns = rows.reshape((batch, height, w, 1, channels))?;
         let both = columns.broadcast_as((batch, height, w, 2, channels))?;
@@ -27,9 +28,9 @@ pub fn upsample_nearest(x: &Activation, height: usize, width: usize) -> Result<A
     }
     let indices = |from: usize, to: usize| {
         let indices: Vec<u32> = (0..to).map(|i| (i * from / to.max(1)) as u32).collect();
-        Tensor::from_vec(indices, to, x.tensor().device())
+        Tensor::from_vec(indices, to, x.device())
     };
-    let rows = x.tensor().index_select(&indices(h, height)?, 1)?;
+    let rows = x.index_select(&indices(h, height)?, 1)?;
     Ok(Activation::new(rows.index_select(&indices(w, width)?, 2)?))
 }
 
@@ -44,7 +45,7 @@ pub fn upsample_nearest(x: &Activation, height: usize, width: usize) -> Result<A
 /// # Errors
 /// [`Error::Tensor`](crate::Error::Tensor) if the shapes do not fit.
 pub fn resize_bicubic(x: &Activation, height: usize, width: usize) -> Result<Activation> {
-    let rows = resize_lines(x.tensor(), 1, height)?;
+    let rows = resize_lines(&x.to_tensor()?, 1, height)?;
     Ok(Activation::new(resize_lines(&rows, 2, width)?))
 }
 
@@ -116,6 +117,9 @@ impl Upsample {
     pub fn forward(&self, x: &Activation, size: Option<(usize, usize)>) -> Result<Activation> {
         let (h, w) = x.size()?;
         let (height, width) = size.unwrap_or((2 * h, 2 * w));
+        if (height, width) == (2 * h, 2 * w) {
+            return self.conv.forward_doubled(x);
+        }
         self.conv.forward(&upsample_nearest(x, height, width)?)
     }
 }

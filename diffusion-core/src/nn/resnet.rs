@@ -96,26 +96,24 @@ impl ResnetBlock {
     /// [`Error::Tensor`](crate::Error::Tensor) if the shapes do not fit.
     pub fn forward(&self, x: &Activation, temb: Option<&Activation>) -> Result<Activation> {
         let function = self.config.function;
-        let mut hidden = self
-            .conv1
-            .forward(&function.apply(&self.norm1.forward(x)?)?)?;
+        let mut hidden = self.conv1.forward(&self.norm1.forward_then(x, function)?)?;
         let temb = match (&self.time_emb_proj, temb) {
             (Some(projection), Some(temb)) => Some(projection.forward(&function.apply(temb)?)?),
             _ => None,
         };
         hidden = match (temb, self.config.time_scale_shift) {
             (Some(temb), TimeScaleShift::Default) => {
-                self.norm2.forward(&hidden.add_vectors(&temb)?)?
+                let hidden = hidden.add_vectors(&temb)?;
+                self.norm2.forward_then(&hidden, function)?
             }
             (Some(temb), TimeScaleShift::ScaleShift) => {
-                self.norm2.forward(&hidden)?.modulate(&temb)?
+                function.apply(&self.norm2.forward(&hidden)?.modulate(&temb)?)?
             }
-            (None, _) => self.norm2.forward(&hidden)?,
+            (None, _) => self.norm2.forward_then(&hidden, function)?,
         };
-        hidden = self.conv2.forward(&function.apply(&hidden)?)?;
         let sum = match &self.conv_shortcut {
-            Some(shortcut) => shortcut.forward(x)?.add(&hidden)?,
-            None => x.add(&hidden)?,
+            Some(shortcut) => self.conv2.forward_add(&hidden, &shortcut.forward(x)?)?,
+            None => self.conv2.forward_add(&hidden, x)?,
         };
         match self.config.output_scale_factor {
             1.0 => Ok(sum),

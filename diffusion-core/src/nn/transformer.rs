@@ -1,11 +1,7 @@
 //! The spatial transformer: self-attention, cross-attention and a gated feed-forward layer.
 
-use candle_core::Tensor;
-
 use super::image_attention::{ImageKeyValue, add_pictures};
-use super::{
-    Activation, ActivationFunction, Context, GroupNorm, LayerNorm, Linear, Mask, Params, attention,
-};
+use super::{Activation, Context, GroupNorm, LayerNorm, Linear, Mask, Params, attention};
 use crate::error::{Error, Result};
 
 /// The shape of an attention layer.
@@ -91,20 +87,19 @@ impl Attention {
     /// # Errors
     /// [`Error::Tensor`](crate::Error::Tensor) if the shapes do not fit.
     pub fn forward_perturbed(&self, x: &Activation, first_row: usize) -> Result<Activation> {
-        let batch = x.tensor().dim(0)?;
+        let batch = x.dims().first().copied().unwrap_or(1);
         let first_row = first_row.min(batch);
-        let rows = |start: usize, len: usize| {
-            Ok::<_, Error>(Activation::new(x.tensor().narrow(0, start, len)?))
-        };
         let mut parts = Vec::new();
         if first_row > 0 {
-            parts.push(self.forward(&rows(0, first_row)?, None)?.into_tensor());
+            parts.push(self.forward(&x.narrow(0, first_row)?, None)?);
         }
         if first_row < batch {
-            let values = self.to_v.forward(&rows(first_row, batch - first_row)?)?;
-            parts.push(self.to_out.forward(&values)?.into_tensor());
+            let values = self
+                .to_v
+                .forward(&x.narrow(first_row, batch - first_row)?)?;
+            parts.push(self.to_out.forward(&values)?);
         }
-        Ok(Activation::new(Tensor::cat(&parts, 0)?))
+        Activation::cat(&parts)
     }
 
     /// Attends to `context` and, with the same queries, to pictures.
@@ -150,15 +145,8 @@ impl FeedForward {
         })
     }
 
-    fn forward(&self, x: &Activation) -> Result<Activation> {
-        let halves = self
-            .proj
-            .forward(x)?
-            .into_tensor()
-            .chunk(2, candle_core::D::Minus1)?;
-        let gate = ActivationFunction::Gelu.apply(&Activation::new(halves[1].contiguous()?))?;
-        self.out
-            .forward(&Activation::new((&halves[0] * gate.tensor())?))
+    fn forward_add(&self, x: &Activation, add: &Activation) -> Result<Activation> {
+        self.out.forward_add(&self.proj.forward_gated(x)?, add)
     }
 }
 
@@ -243,7 +231,7 @@ impl TransformerBlock {
             .attn2
             .forward_with_pictures(&normed, context.text, pictures)?;
         let x = x.add(&attended)?;
-        x.add(&self.ff.forward(&self.norm3.forward(&x)?)?)
+        self.ff.forward_add(&self.norm3.forward(&x)?, &x)
     }
 }
 
@@ -299,8 +287,7 @@ impl Transformer2d {
             hidden = block.forward(&hidden, context)?;
         }
         self.proj_out
-            .forward(&hidden)?
-            .to_picture(height, width)?
-            .add(x)
+            .forward_add(&hidden, &x.to_tokens()?)?
+            .to_picture(height, width)
     }
 }

@@ -13,6 +13,7 @@ use crate::denoise::NoiseSchedule;
 use crate::device::check_weights_dtype;
 use crate::error::{Error, Result};
 use crate::model::{TextEncoder, Tokenizer, UNet, UNetConfig, Vae};
+use crate::nn::Threads;
 use crate::scheduler::{self, Scheduler};
 use crate::weights::{Checkpoint, ComponentKind, Family, OpenOptions};
 use crate::weights::{Embedding, Lora, LoraMode, LoraScale, Wanted, locate};
@@ -42,6 +43,7 @@ pub struct PipelineBuilder {
     embeddings: Vec<Embedding>,
     image_encoder: Option<PathBuf>,
     ip_adapters: Vec<PathBuf>,
+    num_threads: Option<usize>,
 }
 
 impl PipelineBuilder {
@@ -56,6 +58,14 @@ impl PipelineBuilder {
     /// join files.
     pub fn checkpoint(mut self, checkpoint: Checkpoint) -> Self {
         self.checkpoint = Some(checkpoint);
+        self
+    }
+
+    /// How many threads the layers work on, 1 to 1024, on the CPU: of the pipeline's own, which its clones share.
+    /// Pictures are the same on any number. Default: those of the whole program, one for each processor or as the
+    /// environment's `RAYON_NUM_THREADS` says, so that several pipelines do not get in each other's way.
+    pub fn num_threads(mut self, num_threads: usize) -> Self {
+        self.num_threads = Some(num_threads);
         self
     }
 
@@ -272,7 +282,9 @@ impl PipelineBuilder {
             (None, Some(checkpoint)) => load_vae(checkpoint, dtype, &device)?,
             (None, None) => return Err(needs_weights("vae")),
         };
+        let threads = self.num_threads.map(Threads::new).transpose()?;
         let mut pipeline = Pipeline {
+            threads: threads.unwrap_or_default(),
             name,
             text,
             zeroes_empty_prompt: checkpoint

@@ -35,12 +35,14 @@ impl Pipeline {
         // On the way up a level reads its own and its skip's channels; the feed-forward layers of
         // its transformers are eight times as wide.
         let widest = levels.iter().max().map_or(0, |most| most.saturating_mul(8));
+        let scores = match self.device.is_cpu() {
+            // Attention there has none but those of a few queries.
+            true => 0,
+            false => scores_at_once(self.latent_pixels(width.saturating_mul(height))),
+        };
         let step = skip_bytes(&levels)
             .saturating_add(widest.saturating_mul(2))
-            .saturating_add(
-                scores_at_once(self.latent_pixels(width.saturating_mul(height)))
-                    .saturating_mul(SCORE),
-            );
+            .saturating_add(scores.saturating_mul(SCORE));
         decode.max(step)
     }
 

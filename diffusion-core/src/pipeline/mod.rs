@@ -52,6 +52,7 @@ pub use shared::SharedPipeline;
 use crate::denoise::NoiseSchedule;
 pub use crate::denoise::{Conditioning, PromptPlan};
 use crate::model::{SafetyChecker, SafetyReport, TextEncoder, Tokenizer, UNet, Vae};
+use crate::nn::Threads;
 use crate::scheduler::Scheduler;
 
 /// The parts of a latent diffusion model, joined. Runs do not change it and it is `Send + Sync`: threads share
@@ -72,6 +73,7 @@ pub struct Pipeline {
     scheduler: Option<Arc<dyn Scheduler>>,
     scheduler_config: Value,
     device: Device,
+    threads: Threads,
     adapters: Adapters,
     sight: Sight,
     safety_checker: Option<Arc<SafetyChecker>>,

@@ -18,6 +18,7 @@ use crate::denoise::{Denoiser, Guidance, Guided, Inpaint, Planned, row_for_each}
 use crate::error::{Error, Result};
 use crate::media;
 use crate::model::Vae;
+use crate::nn::Lease;
 use crate::rng::{BrownianNoise, ImageRngs, NoiseKind, NoiseSource};
 
 /// Latents that a run came to.
@@ -226,6 +227,7 @@ impl Pipeline {
                 return Err(Error::argument("latents", expected, format!("{dims:?}")));
             }
         }
+        let _threads = self.threads.enter();
         let latents = vae.unscale(latents)?;
         let image = vae.decode(&latents)?;
         if vae.compute_dtype() == DType::F32 || media::is_finite(&image)? {
@@ -243,6 +245,8 @@ impl Pipeline {
         progress: &mut ProgressFn<'_>,
     ) -> Result<Sampled> {
         let begun = Instant::now();
+        // What a step leaves serves the next one.
+        let (_memory, _threads) = (Lease::new(), self.threads.enter());
         let mut warnings = Vec::new();
         let canvas = Canvas::new(request, (checked.width, checked.height));
         let start = Start::new(self, request, &checked, &canvas, &mut warnings)?;

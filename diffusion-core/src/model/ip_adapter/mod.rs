@@ -113,7 +113,7 @@ impl IpAdapter {
             return Err(Error::argument("image embeds", expected, found));
         }
         let embeds = Activation::new(embeds.to_dtype(self.dtype)?);
-        let tokens = self.projection.forward(&embeds)?.into_tensor();
+        let tokens = self.projection.forward(&embeds)?.to_tensor()?;
         Ok(tokens.reshape((1, (), self.config.cross_attention_dim))?)
     }
 

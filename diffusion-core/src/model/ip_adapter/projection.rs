@@ -67,7 +67,7 @@ impl Projection {
     pub(super) fn forward(&self, embeds: &Activation) -> Result<Activation> {
         match self {
             Self::Linear { proj, norm, tokens } => {
-                let split = proj.forward(embeds)?.into_tensor();
+                let split = proj.forward(embeds)?.to_tensor()?;
                 let pictures = split.dim(0)?;
                 norm.forward(&Activation::new(split.reshape((pictures, *tokens, ()))?))
             }
@@ -98,7 +98,7 @@ impl Resampler {
     fn forward(&self, patches: &Activation) -> Result<Activation> {
         let patches = self.proj_in.forward(patches)?;
         let (_, tokens, hidden) = self.latents.dims3()?;
-        let shape = (patches.tensor().dim(0)?, tokens, hidden);
+        let shape = (patches.to_tensor()?.dim(0)?, tokens, hidden);
         let latents = self.latents.to_dtype(patches.dtype())?;
         let mut latents = Activation::new(latents.broadcast_as(shape)?.contiguous()?);
         for layer in &self.layers {
@@ -143,9 +143,9 @@ impl ResamplerLayer {
     fn forward(&self, patches: &Activation, latents: &Activation) -> Result<Activation> {
         let normed = self.norm_latents.forward(latents)?;
         let patches = self.norm_patches.forward(patches)?;
-        let all = Tensor::cat(&[patches.tensor(), normed.tensor()], 1)?;
+        let all = Tensor::cat(&[patches.to_tensor()?, normed.to_tensor()?], 1)?;
         let halves = self.to_kv.forward(&Activation::new(all))?;
-        let halves = halves.tensor().chunk(2, D::Minus1)?;
+        let halves = halves.to_tensor()?.chunk(2, D::Minus1)?;
         let (key, value) = (halves[0].contiguous()?, halves[1].contiguous()?);
         let attended = attention(
             &self.to_q.forward(&normed)?,

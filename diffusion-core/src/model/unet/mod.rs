@@ -21,7 +21,7 @@ pub use shrink::Shrink;
 
 use crate::error::Result;
 use crate::nn::{
-    Conv2d, Conv2dConfig, GroupNorm, ImageAttention, Params, PerturbedAttention, Seamless,
+    Conv2d, Conv2dConfig, GroupNorm, ImageAttention, Lease, Params, PerturbedAttention, Seamless,
     TensorSource, WeightChanges, Weights,
 };
 
@@ -192,6 +192,7 @@ impl UNet {
     /// [`InvalidArgument`](crate::Error::InvalidArgument) if the number of timesteps, the added conditioning,
     /// residuals or `shrink` do not fit, [`Tensor`](crate::Error::Tensor) if a shape does not.
     pub fn forward(&self, input: &UNetInput<'_>) -> Result<Tensor> {
+        let _memory = Lease::new();
         let mut encoded = self.encoder.forward(input, None)?;
         if let Some(control) = input.residuals.and_then(|r| r.control.as_ref()) {
             control.add_to(&mut encoded.skips, &mut encoded.mid)?;
@@ -201,10 +202,7 @@ impl UNet {
         for block in &self.up_blocks {
             x = block.forward(&x, encoded.conditioning(), &mut skips)?;
         }
-        let x = self
-            .config()
-            .act_fn
-            .apply(&self.conv_norm_out.forward(&x)?)?;
+        let x = self.conv_norm_out.forward_then(&x, self.config().act_fn)?;
         Ok(self.conv_out.forward(&x)?.to_nchw()?.to_dtype(DType::F32)?)
     }
 }

@@ -278,8 +278,9 @@ impl Encoder {
                 x = downsampler.forward(&x)?;
             }
         }
-        x = self.conv_norm_out.forward(&self.mid_block.forward(&x)?)?;
-        self.conv_out.forward(&function.apply(&x)?)
+        x = self.mid_block.forward(&x)?;
+        self.conv_out
+            .forward(&self.conv_norm_out.forward_then(&x, function)?)
     }
 }
 
@@ -334,8 +335,8 @@ impl Decoder {
                 x = upsampler.forward(&x, None)?;
             }
         }
-        x = self.conv_norm_out.forward(&x)?;
-        self.conv_out.forward(&function.apply(&x)?)
+        self.conv_out
+            .forward(&self.conv_norm_out.forward_then(&x, function)?)
     }
 }
 

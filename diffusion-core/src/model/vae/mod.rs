@@ -17,7 +17,7 @@ use tiling::{Margin, Portions, Ratio, Scale};
 pub use tiny::{AutoencoderTiny, AutoencoderTinyConfig};
 
 use crate::error::{Error, Result};
-use crate::nn::{Seamless, TensorSource};
+use crate::nn::{Lease, Seamless, TensorSource};
 
 /// The distribution of latents that an encoder gives for a picture: Gaussian, each value by itself.
 #[derive(Debug, Clone)]
@@ -220,6 +220,7 @@ impl Vae {
     /// # Errors
     /// [`Error::Tensor`] if the shape does not fit.
     pub fn encode(&self, images: &Tensor) -> Result<Posterior> {
+        let _memory = Lease::new();
         if let Some(margin) = self.margin(images, Ratio::encode(self.downscale()))? {
             let Posterior { mean, logvar } = self
                 .with_seamless(Seamless::NONE)?
@@ -274,6 +275,7 @@ impl Vae {
     /// # Errors
     /// [`Error::Tensor`] if the shape does not fit.
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
+        let _memory = Lease::new();
         if let Some(margin) = self.margin(latents, Ratio::decode(self.downscale()))? {
             let plain = self.with_seamless(Seamless::NONE)?;
             return margin.cut(&plain.decode(&margin.around(latents)?)?);

@@ -115,6 +115,7 @@ impl Pipeline {
         request: &GenerateRequest,
         checked: &Checked,
     ) -> Result<(PromptPlan, Vec<Warning>)> {
+        let _threads = self.threads.enter();
         let mut warnings = Vec::new();
         let num_steps = checked.steps.len();
         let mut read = |texts: Texts<'_>| {

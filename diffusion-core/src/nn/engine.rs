@@ -1,0 +1,474 @@
+//! Layers by the kernels of the CPU: values in memory that comes back, and weights as their tensors hold them.
+//!
+//! Every function answers `None` where its input is not for it, or a gradient is asked for; the layer then works with
+//! candle's tensors, which also say what is wrong with a shape.
+
+use std::sync::Arc;
+
+use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
+
+use super::conv::Conv2dConfig;
+use super::kernels::cpu::{
+    self, Affine, Attention, Buffer, Epilogue, Function, Picture, Precision, Shape, Values,
+};
+use super::{Activation, ActivationFunction, LowRank, Mask, Seamless};
+use crate::error::Result;
+
+/// Values of f32, and their dimensions.
+#[derive(Debug, Clone)]
+pub(super) struct Array {
+    buffer: Arc<Buffer>,
+    dims: Vec<usize>,
+    /// That of the products that made them, which attention takes over.
+    precision: Precision,
+}
+
+impl Array {
+    /// A copy of a tensor on the CPU of which no gradient is asked.
+    pub(super) fn from_tensor(tensor: &Tensor) -> Result<Option<Self>> {
+        let is_plain = matches!(tensor.device(), Device::Cpu) && tensor.dtype() == DType::F32;
+        if !is_plain || tensor.track_op() {
+            return Ok(None);
+        }
+        with_values(tensor, |values| match values {
+            Values::F32(values) => Some(Self {
+                buffer: Buffer::from_slice(values).into(),
+                dims: tensor.dims().to_vec(),
+                precision: Precision::F32,
+            }),
+            _ => None,
+        })
+    }
+
+    pub(super) fn to_tensor(&self) -> Result<Tensor> {
+        let values = self.values().to_vec();
+        Ok(Tensor::from_vec(
+            values,
+            self.dims.as_slice(),
+            &Device::Cpu,
+        )?)
+    }
+
+    pub(super) fn dims(&self) -> &[usize] {
+        &self.dims
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.values().len()
+    }
+
+    /// The same values, as many, in other dimensions.
+    pub(super) fn reshaped(&self, dims: Vec<usize>) -> Self {
+        Self {
+            buffer: self.buffer.clone(),
+            dims,
+            precision: self.precision,
+        }
+    }
+
+    fn values(&self) -> &[f32] {
+        (*self.buffer).as_ref()
+    }
+
+    fn channels(&self) -> usize {
+        self.dims.last().copied().unwrap_or(1)
+    }
+
+    /// New values of some dimensions, which `write` writes.
+    fn build(
+        dims: Vec<usize>,
+        precision: Precision,
+        write: impl FnOnce(&mut [f32]),
+    ) -> Result<Option<Activation>> {
+        let mut buffer = Buffer::new(dims.iter().product::<usize>());
+        write(buffer.as_mut());
+        Ok(Some(Activation::from_array(Self {
+            buffer: buffer.into(),
+            dims,
+            precision,
+        })))
+    }
+}
+
+/// Calls `f` with a tensor's values as they are held, in the order of its dimensions.
+fn with_values<T>(tensor: &Tensor, f: impl FnOnce(Values<'_>) -> T) -> Result<T> {
+    let tensor = match tensor.dtype() {
+        DType::F32 | DType::F16 | DType::BF16 => tensor.contiguous()?,
+        _ => tensor.to_dtype(DType::F32)?.contiguous()?,
+    };
+    let (storage, layout) = tensor.storage_and_layout();
+    let range = layout.start_offset()..layout.start_offset() + tensor.elem_count();
+    Ok(match &*storage {
+        Storage::Cpu(CpuStorage::F32(values)) => f(Values::F32(&values[range])),
+        Storage::Cpu(CpuStorage::F16(values)) => f(Values::F16(&values[range])),
+        Storage::Cpu(CpuStorage::BF16(values)) => f(Values::Bf16(&values[range])),
+        _ => {
+            drop(storage);
+            let values = tensor
+                .flatten_all()?
+                .to_device(&Device::Cpu)?
+                .to_vec1::<f32>()?;
+            f(Values::F32(&values))
+        }
+    })
+}
+
+/// A vector of weights.
+fn vector(tensor: &Tensor) -> Result<Vec<f32>> {
+    Ok(tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
+}
+
+/// Whether weights are the CPU's and no gradient of them is asked for.
+fn are_plain<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> bool {
+    let is_plain = |tensor: &Tensor| matches!(tensor.device(), Device::Cpu) && !tensor.track_op();
+    tensors.into_iter().all(is_plain)
+}
+
+/// The tensors of a layer.
+#[derive(Clone, Copy)]
+pub(super) struct Layer<'a> {
+    pub(super) weight: &'a Tensor,
+    pub(super) bias: Option<&'a Tensor>,
+    pub(super) low_rank: &'a [LowRank],
+}
+
+impl Layer<'_> {
+    fn is_plain(&self) -> bool {
+        let changes = self
+            .low_rank
+            .iter()
+            .flat_map(|change| [&change.down, &change.up]);
+        are_plain([self.weight].into_iter().chain(self.bias).chain(changes))
+    }
+
+    fn precision(&self) -> Precision {
+        match self.weight.dtype() {
+            DType::BF16 => Precision::Bf16,
+            _ => Precision::F32,
+        }
+    }
+
+    fn bias(&self) -> Result<Option<Vec<f32>>> {
+        self.bias.map(vector).transpose()
+    }
+}
+
+/// What is added to a layer's result: values of its shape.
+fn addend(add: Option<&Activation>, dims: &[usize]) -> Result<Option<Option<Array>>> {
+    let Some(add) = add else {
+        return Ok(Some(None));
+    };
+    Ok(add
+        .array()?
+        .filter(|add| add.len() == dims.iter().product::<usize>())
+        .map(Some))
+}
+
+/// `x W^T + b`, and `add`. If `is_gated` the first half of the outputs times GELU of the second.
+pub(super) fn linear(
+    x: &Activation,
+    layer: Layer<'_>,
+    add: Option<&Activation>,
+    is_gated: bool,
+) -> Result<Option<Activation>> {
+    let (outputs, inputs) = layer.weight.dims2()?;
+    let is_fitting = x.channels() == inputs && !(is_gated && !layer.low_rank.is_empty());
+    if !is_fitting || !layer.is_plain() {
+        return Ok(None);
+    }
+    let Some(x) = x.array()? else {
+        return Ok(None);
+    };
+    let mut dims = x.dims.clone();
+    if let Some(last) = dims.last_mut() {
+        *last = if is_gated { outputs / 2 } else { outputs };
+    }
+    let Some(add) = addend(add, &dims)? else {
+        return Ok(None);
+    };
+    let bias = layer.bias()?;
+    let epilogue = Epilogue {
+        bias: bias.as_deref(),
+        add: add.as_ref().map(Array::values),
+        gated: is_gated,
+    };
+    let y = with_values(layer.weight, |weight| {
+        Array::build(dims, layer.precision(), |out| {
+            cpu::linear(x.values(), weight, inputs, epilogue, out);
+        })
+    })??;
+    raised(y, layer.low_rank, |change| {
+        let down = change.down.flatten_from(1)?;
+        let lower = Layer {
+            weight: &down,
+            bias: None,
+            low_rank: &[],
+        };
+        linear(&Activation::from_array(x.clone()), lower, None, false)
+    })
+}
+
+/// What low-rank changes add to a layer's result.
+fn raised(
+    mut y: Option<Activation>,
+    changes: &[LowRank],
+    lower: impl Fn(&LowRank) -> Result<Option<Activation>>,
+) -> Result<Option<Activation>> {
+    for change in changes {
+        let (Some(sum), Some(lowered)) = (&y, lower(change)?) else {
+            return Ok(None);
+        };
+        let raise = Layer {
+            weight: &change.up,
+            bias: None,
+            low_rank: &[],
+        };
+        y = linear(&lowered, raise, Some(sum), false)?;
+    }
+    Ok(y)
+}
+
+/// A convolution of a picture, or of one whose pixels count twice in both directions, and `add`.
+pub(super) fn convolve(
+    x: &Activation,
+    layer: Layer<'_>,
+    config: Conv2dConfig,
+    seamless: Seamless,
+    add: Option<&Activation>,
+    is_doubled: bool,
+) -> Result<Option<Activation>> {
+    let (outputs, inputs, ..) = layer.weight.dims4()?;
+    let &[batch, height, width, channels] = x.dims() else {
+        return Ok(None);
+    };
+    let Conv2dConfig {
+        kernel,
+        stride,
+        padding,
+        ..
+    } = config;
+    let scale = if is_doubled { 2 } else { 1 };
+    let (padded_h, padded_w) = (
+        scale * height + padding.top + padding.bottom,
+        scale * width + padding.left + padding.right,
+    );
+    let is_fitting =
+        channels == inputs && height * width > 0 && padded_h >= kernel.0 && padded_w >= kernel.1;
+    if !is_fitting || !layer.is_plain() {
+        return Ok(None);
+    }
+    let Some(x) = x.array()? else {
+        return Ok(None);
+    };
+    let out = (
+        (padded_h - kernel.0) / stride + 1,
+        (padded_w - kernel.1) / stride + 1,
+    );
+    let dims = vec![batch, out.0, out.1, outputs];
+    let Some(add) = addend(add, &dims)? else {
+        return Ok(None);
+    };
+    let shape = Shape {
+        kernel,
+        stride,
+        padding: (padding.top, padding.left),
+        out,
+        wraps: (seamless.y, seamless.x),
+        doubled: is_doubled,
+    };
+    let bias = layer.bias()?;
+    let epilogue = Epilogue {
+        bias: bias.as_deref(),
+        add: add.as_ref().map(Array::values),
+        gated: false,
+    };
+    let picture = Picture {
+        values: x.values(),
+        batch,
+        height,
+        width,
+        channels,
+    };
+    let y = with_values(&layer.weight.permute((0, 2, 3, 1))?, |weight| {
+        Array::build(dims, layer.precision(), |out| {
+            cpu::convolve(picture, weight, shape, epilogue, out);
+        })
+    })??;
+    raised(y, layer.low_rank, |change| {
+        let lower = Layer {
+            weight: &change.down,
+            bias: None,
+            low_rank: &[],
+        };
+        let x = Activation::from_array(x.clone());
+        convolve(&x, lower, config, seamless, None, is_doubled)
+    })
+}
+
+/// Group normalisation, and SiLU if asked.
+pub(super) fn group_norm(
+    x: &Activation,
+    weight: &Tensor,
+    bias: &Tensor,
+    groups: usize,
+    eps: f64,
+    silu: bool,
+) -> Result<Option<Activation>> {
+    let is_plain = are_plain([weight, bias]) && x.channels() == weight.elem_count();
+    let Some(x) = is_plain.then(|| x.array()).transpose()?.flatten() else {
+        return Ok(None);
+    };
+    let batch = x.dims.first().copied().unwrap_or(1);
+    if x.len() == 0 {
+        return Ok(None);
+    }
+    let (weight, bias) = (vector(weight)?, vector(bias)?);
+    let affine = Affine {
+        weight: &weight,
+        bias: &bias,
+        eps,
+    };
+    Array::build(x.dims.clone(), x.precision, |out| {
+        cpu::group_norm(x.values(), batch, groups, affine, silu, out);
+    })
+}
+
+/// Layer normalisation.
+pub(super) fn layer_norm(
+    x: &Activation,
+    weight: &Tensor,
+    bias: &Tensor,
+    eps: f64,
+) -> Result<Option<Activation>> {
+    let is_plain = are_plain([weight, bias]) && x.channels() == weight.elem_count();
+    let Some(x) = is_plain.then(|| x.array()).transpose()?.flatten() else {
+        return Ok(None);
+    };
+    let (weight, bias) = (vector(weight)?, vector(bias)?);
+    let affine = Affine {
+        weight: &weight,
+        bias: &bias,
+        eps,
+    };
+    Array::build(x.dims.clone(), x.precision, |out| {
+        cpu::layer_norm(x.values(), affine, out);
+    })
+}
+
+/// Scaled dot-product attention.
+pub(super) fn attention(
+    [q, k, v]: [&Activation; 3],
+    heads: usize,
+    mask: Mask<'_>,
+    upcast: bool,
+) -> Result<Option<Activation>> {
+    let (&[batch, queries, width], &[.., keys, _]) = (q.dims(), k.dims()) else {
+        return Ok(None);
+    };
+    let is_fitting = k.dims() == [batch, keys, width]
+        && v.dims() == k.dims()
+        && batch * queries * keys * width > 0
+        && width.is_multiple_of(heads);
+    if !is_fitting {
+        return Ok(None);
+    }
+    let (Some(q), Some(k), Some(v)) = (q.array()?, k.array()?, v.array()?) else {
+        return Ok(None);
+    };
+    let precision = if upcast { Precision::F32 } else { q.precision };
+    let job = Attention {
+        q: q.values(),
+        k: k.values(),
+        v: v.values(),
+        batch,
+        heads,
+        width: width / heads,
+        is_causal: mask != Mask::None,
+        unseen: match mask {
+            Mask::CausalBut(unseen) => unseen,
+            Mask::None | Mask::Causal => &[],
+        },
+        precision,
+    };
+    Array::build(q.dims.clone(), q.precision, |out| cpu::attention(job, out))
+}
+
+/// An element-wise function.
+pub(super) fn apply(function: ActivationFunction, x: &Activation) -> Result<Option<Activation>> {
+    let Some(x) = x.array()? else {
+        return Ok(None);
+    };
+    let function = match function {
+        ActivationFunction::Silu => Function::Silu,
+        ActivationFunction::QuickGelu => Function::QuickGelu,
+        ActivationFunction::Gelu => Function::Gelu,
+        ActivationFunction::GeluNew => Function::GeluTanh,
+        ActivationFunction::Relu => Function::Relu,
+    };
+    Array::build(x.dims.clone(), x.precision, |out| {
+        cpu::apply(function, x.values(), out)
+    })
+}
+
+/// Two arrays, if both are or may be that.
+fn both(a: &Activation, b: &Activation) -> Result<Option<(Array, Array)>> {
+    Ok(match a.array()? {
+        Some(a) => b.array()?.map(|b| (a, b)),
+        None => None,
+    })
+}
+
+/// The sum of values of the same shape.
+pub(super) fn add(a: &Activation, b: &Activation) -> Result<Option<Activation>> {
+    match both(a, b)? {
+        Some((a, b)) if a.dims == b.dims => Array::build(a.dims.clone(), a.precision, |out| {
+            cpu::zip(a.values(), b.values(), out, |a, b| a + b);
+        }),
+        _ => Ok(None),
+    }
+}
+
+/// One vector an image, added to all of its pixels.
+pub(super) fn add_vectors(x: &Activation, vectors: &Activation) -> Result<Option<Activation>> {
+    let Some((x, vectors)) = both(x, vectors)? else {
+        return Ok(None);
+    };
+    let (&[batch, height, width, channels], &[rows, len]) = (x.dims(), vectors.dims()) else {
+        return Ok(None);
+    };
+    if (rows, len) != (batch, channels) || x.len() == 0 {
+        return Ok(None);
+    }
+    Array::build(x.dims.clone(), x.precision, |out| {
+        cpu::rows(out, channels, |row, out| {
+            let pixel = &x.values()[row * channels..(row + 1) * channels];
+            let image = row / (height * width);
+            let vector = &vectors.values()[image * channels..(image + 1) * channels];
+            for ((out, x), v) in out.iter_mut().zip(pixel).zip(vector) {
+                *out = x + v;
+            }
+        });
+    })
+}
+
+/// Channels of both.
+pub(super) fn cat_channels(a: &Activation, b: &Activation) -> Result<Option<Activation>> {
+    let Some((a, b)) = both(a, b)? else {
+        return Ok(None);
+    };
+    let (left, right) = (a.channels(), b.channels());
+    let (Some((_, dims)), Some((_, others))) = (a.dims.split_last(), b.dims.split_last()) else {
+        return Ok(None);
+    };
+    if dims != others || a.len() == 0 || b.len() == 0 {
+        return Ok(None);
+    }
+    let mut dims = dims.to_vec();
+    dims.push(left + right);
+    Array::build(dims, a.precision, |out| {
+        cpu::rows(out, left + right, |row, out| {
+            out[..left].copy_from_slice(&a.values()[row * left..(row + 1) * left]);
+            out[left..].copy_from_slice(&b.values()[row * right..(row + 1) * right]);
+        });
+    })
+}
