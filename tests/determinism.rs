@@ -54,6 +54,27 @@ fn any_thread_count() -> TestResult {
 }
 
 #[test]
+fn threads_of_its_own() -> TestResult {
+    let build = |count: usize| {
+        Pipeline::builder()
+            .weights(model_path("sd15"))
+            .num_threads(count)
+            .build()
+    };
+    let request = request().size(64, 96).num_steps(2);
+    let shared = Pipeline::builder().weights(model_path("sd15")).build()?;
+    let expected = picture(&shared, &request)?;
+    for count in [1, 3] {
+        assert_eq!(picture(&build(count)?, &request)?, expected);
+    }
+    for count in [0, 1_000_000] {
+        let refused = build(count).map_err(|error| error.kind());
+        assert_eq!(refused.err(), Some(ErrorKind::InvalidArgument));
+    }
+    Ok(())
+}
+
+#[test]
 fn a_picture_depends_on_its_own_seed_alone() -> TestResult {
     let pipe = emoji_pipeline()?;
     let many = pipe.generate(&request().num_images(3))?;

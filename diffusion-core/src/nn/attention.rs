@@ -53,7 +53,7 @@ pub fn attention(
     upcast: bool,
 ) -> Result<Activation> {
     let width = q.channels();
-    if heads == 0 || width % heads != 0 {
+    if heads == 0 || !width.is_multiple_of(heads) {
         return Err(Error::argument(
             "attention heads",
             format!("a divisor of {width}"),

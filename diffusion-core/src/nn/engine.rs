@@ -172,7 +172,7 @@ pub(super) fn linear(
     is_gated: bool,
 ) -> Result<Option<Activation>> {
     let (outputs, inputs) = layer.weight.dims2()?;
-    let is_fitting = x.channels() == inputs && !(is_gated && !layer.low_rank.is_empty());
+    let is_fitting = x.channels() == inputs && (!is_gated || layer.low_rank.is_empty());
     if !is_fitting || !layer.is_plain() {
         return Ok(None);
     }
@@ -471,4 +471,56 @@ pub(super) fn cat_channels(a: &Activation, b: &Activation) -> Result<Option<Acti
             out[left..].copy_from_slice(&b.values()[row * right..(row + 1) * right]);
         });
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Var;
+
+    use super::*;
+    use crate::nn::attention;
+
+    fn random(shape: &[usize]) -> Result<Tensor> {
+        Ok(Tensor::rand(-1f32, 1f32, shape, &Device::Cpu)?)
+    }
+
+    #[test]
+    fn no_gradient_is_cut() -> Result<()> {
+        let (x, weight) = (random(&[2, 5, 8])?, random(&[6, 8])?);
+        let layer = |weight| Layer {
+            weight,
+            bias: None,
+            low_rank: &[],
+        };
+        let plain = linear(&Activation::new(x.clone()), layer(&weight), None, false)?;
+        assert!(plain.is_some_and(|y| !y.to_tensor().is_ok_and(|y| y.track_op())));
+        // A variable, and what is made of one, in each place that a value can come from.
+        let of_variable = |tensor: &Tensor| -> Result<Tensor> {
+            Ok((Var::from_tensor(tensor)?.as_tensor() * 2.0)?)
+        };
+        let tracked = of_variable(&x)?;
+        assert!(linear(&Activation::new(tracked), layer(&weight), None, false)?.is_none());
+        let tracked = of_variable(&weight)?;
+        assert!(linear(&Activation::new(x.clone()), layer(&tracked), None, false)?.is_none());
+        let tracked = Activation::new(of_variable(&random(&[2, 5, 6])?)?);
+        let x = Activation::new(x);
+        assert!(linear(&x, layer(&weight), Some(&tracked), false)?.is_none());
+        let (plain, tracked) = (random(&[1, 3, 4])?, of_variable(&random(&[1, 3, 4])?)?);
+        for place in 0..3 {
+            let of = |i: usize| {
+                Activation::new(if i == place {
+                    tracked.clone()
+                } else {
+                    plain.clone()
+                })
+            };
+            let found = attention(&of(0), &of(1), &of(2), 2, Mask::None, false)?;
+            assert!(found.to_tensor()?.track_op(), "attention, {place}");
+        }
+        let (a, b) = (Activation::new(plain), Activation::new(tracked));
+        for sum in [a.add(&b)?, b.add(&a)?, a.cat_channels(&b)?] {
+            assert!(sum.to_tensor()?.track_op());
+        }
+        Ok(())
+    }
 }

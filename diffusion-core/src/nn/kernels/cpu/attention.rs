@@ -353,11 +353,12 @@ fn pointers(
 }
 
 impl Attend<'_> {
-    /// Queries over the root of their width, as units.
+    /// Queries over the root of their width, times log2(e), as units.
     #[inline(always)]
     fn scale_queries<K: Kernel>(&self, queries: &mut [f32]) {
         let (x, units) = (self.x, units::<K>(self.x.width));
-        let scale = (x.width as f32).sqrt().recip();
+        // Weights are powers of two, which are cheaper than those of e.
+        let scale = std::f32::consts::LOG2_E / (x.width as f32).sqrt();
         for row in 0..self.count {
             let at = x.at(self.plane, self.first + row, self.layout.queries);
             let query = &x.q[at..at + x.width];
@@ -432,8 +433,8 @@ unsafe fn weigh<K: Kernel>(
         let mut sum = K::S::splat(0.0);
         for panel in 0..num_panels {
             let row = row_of(panel);
-            let low = math::exp::<K::S>(K::S::add(K::S::load(row), minus));
-            let high = math::exp::<K::S>(K::S::add(K::S::load(row.add(lanes)), minus));
+            let low = math::exp2::<K::S>(K::S::add(K::S::load(row), minus));
+            let high = math::exp2::<K::S>(K::S::add(K::S::load(row.add(lanes)), minus));
             sum = K::S::add(sum, K::S::add(low, high));
             match K::PAIRS {
                 true => K::S::store(row, K::narrow(low, high)),
@@ -446,7 +447,7 @@ unsafe fn weigh<K: Kernel>(
         let factor = if before == largest {
             1.0
         } else {
-            (before - largest).exp()
+            (before - largest).exp2()
         };
         *state = (largest, total * factor + K::S::sum(sum));
         factor
@@ -470,7 +471,8 @@ mod tests {
                 .map(|key| {
                     let product =
                         (0..x.width).map(|i| of(x.q, query, queries, i) * of(x.k, key, keys, i));
-                    let is_seen = !(x.is_causal && key > query) && !x.unseen.contains(&key);
+                    let is_later = x.is_causal && key > query;
+                    let is_seen = !is_later && !x.unseen.contains(&key);
                     let score = product.sum::<f64>() / (x.width as f64).sqrt();
                     if is_seen { score } else { f64::NEG_INFINITY }
                 })

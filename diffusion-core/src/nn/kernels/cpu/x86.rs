@@ -72,7 +72,9 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn halves(p: *const u16) -> [f32; 8] {
         // SAFETY: the caller's; arrays of eight have the size of the register.
-        unsafe { std::mem::transmute(_mm256_cvtph_ps(_mm_loadu_si128(p.cast()))) }
+        unsafe {
+            std::mem::transmute::<__m256, [f32; 8]>(_mm256_cvtph_ps(_mm_loadu_si128(p.cast())))
+        }
     }
     #[inline(always)]
     unsafe fn transpose(square: &[[f32; 8]; 8], p: *mut f32, stride: usize) {
@@ -138,17 +140,21 @@ impl Kernel for Bf16 {
 
     #[inline(always)]
     unsafe fn madd(acc: __m512, a: __m512, b: __m512) -> __m512 {
-        // SAFETY: the caller's; both types are 64 bytes of any value.
-        unsafe {
-            let (a, b): (__m512bh, __m512bh) = (std::mem::transmute(a), std::mem::transmute(b));
-            _mm512_dpbf16_ps(acc, a, b)
-        }
+        // SAFETY: the caller's.
+        unsafe { _mm512_dpbf16_ps(acc, pairs(a), pairs(b)) }
     }
     #[inline(always)]
     unsafe fn narrow(a: __m512, b: __m512) -> __m512 {
-        // SAFETY: as above. The first operand becomes the upper half.
-        unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(b, a)) }
+        // SAFETY: the caller's; both types are 64 bytes of any value. The first operand becomes the upper half.
+        unsafe { std::mem::transmute::<__m512bh, __m512>(_mm512_cvtne2ps_pbh(b, a)) }
     }
+}
+
+/// The same bits.
+#[inline(always)]
+fn pairs(x: __m512) -> __m512bh {
+    // SAFETY: both types are 64 bytes of any value.
+    unsafe { std::mem::transmute::<__m512, __m512bh>(x) }
 }
 
 /// Pairs of values, then pairs of pairs, then halves of registers change places.
