@@ -7,7 +7,7 @@ use diffusion_core::pipeline::{RecallWarning, Recalled};
 use diffusion_core::weights::Lora;
 use diffusion_core::{
     Control, ControlNet, DType, Device, DpmSolverMultistep, ErrorKind, Euler, GenerateRequest,
-    Generated, Pipeline, RgbImage, Tensor, WithLevels,
+    Generated, Hires, Pipeline, RgbImage, Tensor, WithLevels,
 };
 use diffusion_tests::{TestResult, emoji_pipeline, golden_path, model_path};
 
@@ -40,6 +40,7 @@ fn a_picture_comes_again_from_its_file() -> TestResult {
         request(),
         request().scheduler(DpmSolverMultistep::default().karras()),
         request().scheduler_name("Euler a").eta(0.7),
+        request().hires(Hires::new(96, 128)),
     ];
     // The second is of another default, which a record must not need.
     let other = Pipeline::builder()

@@ -145,6 +145,7 @@ impl Pipeline {
         let (width, height) = self.image_size(&base)?;
         let factor = self.vae.downscale();
         let shape = [self.vae.latent_channels(), height / factor, width / factor];
+        let decoder = self.with_vae_of(&base)?;
         let mut warnings = Vec::new();
         let keys = way.keys.iter().map(|(prompt, seed)| {
             let (told, more) = self.encode_prompt(&base.clone().prompt(prompt))?;
@@ -167,7 +168,7 @@ impl Pipeline {
                     ..*one
                 })
             })?;
-            let (image, more) = self.decode(&sampled.latents)?;
+            let (image, more) = decoder.decode(&sampled.latents)?;
             images.extend(image);
             warnings.extend(more);
             // One warning is enough for what is wrong with every frame.

@@ -35,6 +35,18 @@ impl Pipeline {
         Ok(vae)
     }
 
+    /// The pipeline with a request's autoencoder in place of its own, in the same memory: what decodes the request's
+    /// latents as [`generate`](Self::generate) does.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if the request's tiles do not fit the autoencoder.
+    pub fn with_vae_of(&self, request: &GenerateRequest) -> Result<Self> {
+        Ok(Self {
+            vae: self.vae_of(request)?.into_owned(),
+            ..self.clone()
+        })
+    }
+
     /// What a request guides away from.
     pub(super) fn perturbation_of(
         &self,

@@ -78,6 +78,7 @@ impl Pipeline {
         warnings.dedup();
         Ok(Sampled {
             warnings,
+            record: first.record.with_second_pass(hires)?,
             timings: Timings {
                 encode: first.timings.encode + second.timings.encode,
                 sample: first.timings.sample + second.timings.sample,

@@ -13,7 +13,7 @@ pub use recall::{RecallWarning, Recalled};
 
 use super::check::Checked;
 use super::request::SchedulerChoice;
-use super::{GenerateRequest, Generated, Pipeline, Sampled};
+use super::{GenerateRequest, Generated, Hires, Pipeline, Sampled};
 use crate::denoise::row_for_each;
 use crate::error::{Error, Result};
 use crate::media::{self, Provenance};
@@ -46,8 +46,11 @@ impl Pipeline {
     /// Notes a run before it begins.
     pub(super) fn record(&self, request: &GenerateRequest, checked: &Checked) -> Result<RunRecord> {
         let mut resolved = request.clone();
-        resolved.width = Some(checked.width);
-        resolved.height = Some(checked.height);
+        // Margins say how large the picture becomes, and allow no size beside them.
+        if request.margins.is_none() {
+            resolved.width = Some(checked.width);
+            resolved.height = Some(checked.height);
+        }
         if request.scheduler.is_none() {
             resolved.scheduler = Some(SchedulerChoice::Value(checked.scheduler.clone()));
         }
@@ -94,6 +97,13 @@ impl RunRecord {
     pub(super) fn needs_tensor(&mut self, name: &str, tensor: &Tensor) -> Result<()> {
         self.needs.insert(name.into(), hash_tensor(tensor)?);
         Ok(())
+    }
+
+    /// The same of a run of two passes, of which this is the first.
+    pub(super) fn with_second_pass(mut self, hires: &Hires) -> Result<Self> {
+        let hires = serde_json::to_value(hires).map_err(Error::custom)?;
+        self.request.insert("hires".into(), hires);
+        Ok(self)
     }
 
     /// The provenance of one picture: a request for it alone, of its own seed.
@@ -191,7 +201,7 @@ mod tests {
     use crate::media::{Margins, Resampling, ResizeMode};
     use crate::model::VaeTiling;
     use crate::nn::Seamless;
-    use crate::{Hires, MaskedContent, PictureSizes, PromptSyntax, Upscaler};
+    use crate::{MaskedContent, PictureSizes, PromptSyntax, Upscaler};
 
     /// A request with no field as by default, and what is not data left out.
     fn changed() -> GenerateRequest {
