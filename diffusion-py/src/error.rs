@@ -20,11 +20,17 @@ fn class_name(kind: ErrorKind) -> &'static str {
     }
 }
 
+/// Fields of requests that are called otherwise in Python.
+const NAMES: &[(&str, &str)] = &[
+    ("num_steps", "num_inference_steps"),
+    ("only_masked", "padding_mask_crop"),
+    ("pag_layers", "pag_applied_layers"),
+];
+
 pub(crate) fn to_python(py: Python<'_>, mut error: Error) -> PyErr {
-    if let Error::InvalidArgument { name, .. } = &mut error
-        && *name == "num_steps"
-    {
-        *name = "num_inference_steps";
+    if let Error::InvalidArgument { name, .. } = &mut error {
+        let python = NAMES.iter().find(|(core, _)| core == name);
+        *name = python.map_or(*name, |(_, python)| python);
     }
     let class = class_name(error.kind());
     py.import("diffusion_py.errors")

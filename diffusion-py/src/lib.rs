@@ -7,10 +7,12 @@ mod files;
 #[cfg(feature = "hub")]
 mod interrupt;
 mod load;
+mod networks;
 mod pictures;
 mod pipeline;
 mod progress;
 mod request;
+mod safety;
 mod start;
 
 use pyo3::prelude::*;
@@ -26,9 +28,11 @@ mod _native {
     #[pymodule_export]
     use super::pipeline::NativePipeline;
     #[pymodule_export]
-    use super::progress::Progress;
+    use super::progress::{NativeCancelToken, Progress};
     #[pymodule_export]
-    use super::start::NativeRequest;
+    use super::request::NativeRequest;
+    #[pymodule_export]
+    use super::safety::NativeSafetyChecker;
 
     #[pymodule_export]
     #[allow(non_upper_case_globals, reason = "Python's name for it")]

@@ -4,10 +4,11 @@ use std::path::PathBuf;
 
 use diffusion_core::device::{parse_device, parse_dtype};
 use diffusion_core::pipeline::{ControlModel, IpAdapterImage};
-use diffusion_core::{Control, ControlNet, DType, Error, Result, RgbImage, T2iAdapter};
+use diffusion_core::{Control, ControlNet, DType, Device, Error, Result, RgbImage, T2iAdapter};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 
+use crate::arrays::Raw;
 use crate::error;
 
 /// RGB bytes, width, height.
@@ -37,8 +38,7 @@ impl NativeControlModel {
             let device = parse_device(&device)?;
             let dtype = match dtype {
                 Some(name) => parse_dtype(&name)?,
-                None if device.is_cpu() => DType::F32,
-                None => DType::F16,
+                None => default_dtype(&device),
             };
             Ok(match is_adapter {
                 true => T2iAdapter::open(path, dtype, &device)?.into(),
@@ -51,12 +51,28 @@ impl NativeControlModel {
     }
 }
 
+/// The number format of weights that nobody named one for.
+pub(crate) fn default_dtype(device: &Device) -> DType {
+    match device.is_cpu() {
+        true => DType::F32,
+        false => DType::F16,
+    }
+}
+
 pub(crate) fn picture((bytes, width, height): &RawPicture) -> Result<RgbImage> {
     RgbImage::from_raw(*width, *height, bytes.to_vec()).ok_or_else(|| Error::InvalidArgument {
         name: "picture",
         expected: format!("3 bytes for each of {width} x {height} pixels"),
         found: format!("{} bytes", bytes.len()),
     })
+}
+
+/// Pictures of one size as bytes of shape `(n, height, width, 3)`.
+pub(crate) fn to_bytes(pictures: Vec<RgbImage>) -> Raw {
+    let (width, height) = pictures.first().map_or((0, 0), RgbImage::dimensions);
+    let shape = vec![pictures.len(), height as usize, width as usize, 3];
+    let bytes = pictures.into_iter().flat_map(RgbImage::into_raw).collect();
+    (bytes, shape)
 }
 
 pub(crate) fn control(

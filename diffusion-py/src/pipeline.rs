@@ -1,13 +1,10 @@
 //! Loading, changing, sampling and decoding, with the GIL released.
 
-use std::ops::ControlFlow;
 use std::path::PathBuf;
 
-use diffusion_core::pipeline::SharedPipeline;
+use diffusion_core::pipeline::{Interpolation, SharedPipeline};
 use diffusion_core::weights::Embedding;
-use diffusion_core::{
-    ControlNet, Device, Error, GenerateRequest, Pipeline, Result, Tensor, Warning,
-};
+use diffusion_core::{ControlNet, Error, Pipeline, Result, Tensor, Warning};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 
@@ -15,10 +12,9 @@ use crate::arrays::{self, PyRaw, Raw};
 use crate::error;
 use crate::files::RawProvenance;
 use crate::load::{self, NamedEmbedding, Parts, ScaledLora};
-use crate::pictures::{self, NativeControlModel, RawControl, RawIpAdapterImage};
-use crate::progress::Progress;
-use crate::request::{self, RawEmbeds, Sizes, set};
-use crate::start::{self, NativeRequest, RawGuidance, RawStart};
+use crate::pictures::{self, NativeControlModel};
+use crate::progress;
+use crate::request::NativeRequest;
 
 /// A loaded model. Threads may use and change one at the same time: a run goes on with what it began with.
 #[pyclass(frozen, module = "diffusion_py._native")]
@@ -132,145 +128,65 @@ impl NativePipeline {
         })
     }
 
-    /// Runs all steps. Returns the clean latents, the seed of each picture, warnings, the seconds of the
-    /// text encoder and of all steps, and the provenance of each picture.
-    #[pyo3(signature = (
-        prompt, *, prompt_2, negative_prompt, negative_prompt_2, prompt_syntax, clip_skip, prompt_embeds,
-        negative_prompt_embeds, num_steps, guidance, width, height,
-        seed, num_images, batch_size, eta, scheduler_name, scheduler_config, latents, denoising_start,
-        denoising_end, sizes, negative_sizes, aesthetic_score, negative_aesthetic_score, controls,
-        ip_adapter_images, start, callback
-    ))]
-    #[allow(clippy::too_many_arguments, reason = "keyword arguments in Python")]
-    #[allow(clippy::type_complexity, reason = "a tuple in Python")]
+    /// About how many bytes a run needs beside the weights.
+    fn memory_estimate(&self, width: usize, height: usize, batch_size: usize) -> u64 {
+        self.0.current().memory_estimate(width, height, batch_size)
+    }
+
+    /// Runs all steps.
     fn generate_latents<'py>(
         &self,
         py: Python<'py>,
-        prompt: String,
-        prompt_2: Option<String>,
-        negative_prompt: Option<String>,
-        negative_prompt_2: Option<String>,
-        prompt_syntax: &str,
-        clip_skip: Option<usize>,
-        prompt_embeds: Option<RawEmbeds>,
-        negative_prompt_embeds: Option<RawEmbeds>,
-        num_steps: usize,
-        guidance: RawGuidance,
-        width: Option<usize>,
-        height: Option<usize>,
-        seed: Option<u64>,
-        num_images: usize,
-        batch_size: usize,
-        eta: Option<f64>,
-        scheduler_name: Option<String>,
-        scheduler_config: Option<String>,
-        latents: Option<(PyBackedBytes, Vec<usize>)>,
-        denoising_start: Option<f64>,
-        denoising_end: Option<f64>,
-        sizes: Sizes,
-        negative_sizes: Option<Sizes>,
-        aesthetic_score: f64,
-        negative_aesthetic_score: f64,
-        controls: Vec<RawControl>,
-        ip_adapter_images: Vec<RawIpAdapterImage>,
-        start: RawStart,
+        request: &NativeRequest,
         callback: Option<Py<PyAny>>,
-    ) -> PyResult<(
-        PyRaw<'py>,
-        Vec<u64>,
-        Vec<String>,
-        (f64, f64),
-        Vec<RawProvenance>,
-        NativeRequest,
-    )> {
-        let fail = |e| error::to_python(py, e);
-        let config = scheduler_config.as_deref().map(request::parse_config);
-        let config = config.transpose().map_err(fail)?;
-        let latents = latents.map(|(bytes, shape)| arrays::from_bytes(&bytes, shape, &Device::Cpu));
-        let latents = latents.transpose().map_err(fail)?;
-        let embeds = |raw: RawEmbeds| request::embeds(raw).map_err(fail);
-        let (prompt_embeds, negative_prompt_embeds) = (
-            prompt_embeds.map(embeds).transpose()?,
-            negative_prompt_embeds.map(embeds).transpose()?,
-        );
-        let mut request = start
-            .request(prompt)
-            .map_err(fail)?
-            .prompt_syntax(prompt_syntax.parse().map_err(fail)?)
-            .num_steps(num_steps)
-            .num_images(num_images)
-            .batch_size(batch_size)
-            .sizes(request::sizes(sizes))
-            .aesthetic_score(aesthetic_score)
-            .negative_aesthetic_score(negative_aesthetic_score);
-        request = start::guidance(request, guidance);
-        request = set(request, prompt_2, GenerateRequest::prompt_2);
-        request = set(request, negative_prompt, GenerateRequest::negative_prompt);
-        request = set(
-            request,
-            negative_prompt_2,
-            GenerateRequest::negative_prompt_2,
-        );
-        request = set(request, clip_skip, GenerateRequest::clip_skip);
-        request = set(request, prompt_embeds, GenerateRequest::prompt_embeds);
-        request = set(
-            request,
-            negative_prompt_embeds,
-            GenerateRequest::negative_prompt_embeds,
-        );
-        request = set(request, width, GenerateRequest::width);
-        request = set(request, height, GenerateRequest::height);
-        request = set(request, seed, GenerateRequest::seed);
-        request = set(request, eta, GenerateRequest::eta);
-        request = set(request, scheduler_name, GenerateRequest::scheduler_name);
-        request = set(request, config, GenerateRequest::scheduler_config);
-        request = set(request, latents, GenerateRequest::latents);
-        request = set(request, denoising_start, GenerateRequest::denoising_start);
-        request = set(request, denoising_end, GenerateRequest::denoising_end);
-        let negative_sizes = negative_sizes.map(request::sizes);
-        request = set(request, negative_sizes, GenerateRequest::negative_sizes);
-        for control in &controls {
-            request = request.control(pictures::control(control).map_err(fail)?);
-        }
-        for image in &ip_adapter_images {
-            request = request.ip_adapter_image(pictures::ip_adapter_image(image).map_err(fail)?);
-        }
-
-        let mut raised = None;
-        let result = py.detach(|| {
-            let pipe = self.0.current();
-            let sampled =
-                pipe.generate_latents(&request, &mut |progress| match Python::attach(|py| {
-                    goes_on(py, callback.as_ref(), progress)
-                }) {
-                    Ok(true) => ControlFlow::Continue(()),
-                    Ok(false) => ControlFlow::Break(()),
-                    Err(exception) => {
-                        raised = Some(exception);
-                        ControlFlow::Break(())
-                    }
-                })?;
-            Ok((arrays::to_bytes(&sampled.latents)?, sampled))
-        });
-        if let Some(exception) = raised {
-            return Err(exception);
-        }
-        let (raw, sampled) = result.map_err(|e| error::to_python(py, e))?;
-        let warnings = sampled.warnings.iter().map(ToString::to_string).collect();
-        let timings = sampled.timings;
-        let seconds = (timings.encode.as_secs_f64(), timings.sample.as_secs_f64());
+    ) -> PyResult<NativeSampled<'py>> {
+        let pipe = self.0.current();
+        let (raw, estimate, sampled) =
+            progress::watched(py, callback, pipe.latent_rgb(), |watch| {
+                let sampled = pipe.generate_latents(&request.0, watch)?;
+                let estimate = sampled.estimate.as_ref().map(arrays::to_bytes);
+                let raw = arrays::to_bytes(&sampled.latents)?;
+                Ok((raw, estimate.transpose()?, sampled))
+            })?;
         let told = (0..sampled.seeds.len()).map(|i| sampled.provenance(i));
         let told = told.map(|told| told.map(|told| (told.parameters, told.record)));
         let told = told.collect::<Result<_>>();
-        let told = told.map_err(|e| error::to_python(py, e))?;
-        let raw = arrays::to_python(py, raw);
-        let request = NativeRequest(request);
-        Ok((raw, sampled.seeds, warnings, seconds, told, request))
+        Ok(NativeSampled {
+            latents: arrays::to_python(py, raw),
+            estimate: estimate.map(|raw| arrays::to_python(py, raw)),
+            warnings: texts(&sampled.warnings),
+            encode_seconds: sampled.timings.encode.as_secs_f64(),
+            sample_seconds: sampled.timings.sample.as_secs_f64(),
+            provenance: told.map_err(|e| error::to_python(py, e))?,
+            seeds: sampled.seeds,
+        })
+    }
+
+    /// Makes the frames between key frames: bytes of shape `(n, height, width, 3)`, and warnings.
+    fn interpolate<'py>(
+        &self,
+        py: Python<'py>,
+        request: &NativeRequest,
+        keys: Vec<(String, u64)>,
+        frames_per_segment: usize,
+        closed: bool,
+        callback: Option<Py<PyAny>>,
+    ) -> PyResult<(PyRaw<'py>, Vec<String>)> {
+        let pipe = self.0.current();
+        let way = Interpolation::new(request.0.clone(), frames_per_segment).closed(closed);
+        let way = keys
+            .into_iter()
+            .fold(way, |way, (prompt, seed)| way.key(prompt, seed));
+        let frames = progress::watched(py, callback, pipe.latent_rgb(), |watch| {
+            pipe.interpolate_with(&way, watch)
+        })?;
+        let raw = pictures::to_bytes(frames.images);
+        Ok((arrays::to_python(py, raw), texts(&frames.warnings)))
     }
 
     /// Decodes latents of `shape`, one picture after the other: `rgb8` into `(n, height, width, 3)` bytes,
-    /// else into as many float32 from 0 to 1. Bytes are pasted back into a request's pictures. Returns warnings,
-    /// too.
+    /// else into as many float32 from 0 to 1. A request's own autoencoder does it, and bytes are pasted back into
+    /// its pictures. Returns warnings, too.
     fn decode<'py>(
         &self,
         py: Python<'py>,
@@ -281,18 +197,22 @@ impl NativePipeline {
     ) -> PyResult<(PyRaw<'py>, Vec<String>)> {
         let (raw, warnings) = py.detach(|| {
             let fail = |e| Python::attach(|py| error::to_python(py, e));
-            let pipe = self.0.current();
+            let pipe = match &request {
+                Some(request) => self.0.current().with_vae_of(&request.get().0),
+                None => Ok(Pipeline::clone(&self.0.current())),
+            };
+            let pipe = pipe.map_err(fail)?;
             let latents = check_latents(&pipe, &latents, shape).map_err(fail)?;
             let mut bytes = Vec::new();
             let mut shape = Vec::new();
             let mut warnings = Vec::new();
-            let mut pictures = Vec::new();
+            let mut images = Vec::new();
             for i in 0..latents.dims()[0] {
                 Python::attach(|py| py.check_signals())?;
                 let latents = latents.narrow(0, i, 1).map_err(|e| fail(e.into()))?;
                 let more = if rgb8 {
                     let (picture, more) = pipe.decode(&latents).map_err(fail)?;
-                    pictures.extend(picture);
+                    images.extend(picture);
                     more
                 } else {
                     let ((picture, size), more) = decode_floats(&pipe, &latents).map_err(fail)?;
@@ -302,16 +222,15 @@ impl NativePipeline {
                 };
                 warnings.extend(more.iter().map(ToString::to_string));
             }
-            if let Some(request) = &request {
-                let pasted = pipe.paste_back(&request.get().0, pictures);
-                pictures = pasted.map_err(fail)?;
+            if let Some(request) = request.filter(|_| rgb8) {
+                let pasted = pipe.paste_back(&request.get().0, images);
+                images = pasted.map_err(fail)?;
             }
-            for picture in pictures {
-                shape = vec![picture.height() as usize, picture.width() as usize, 3];
-                bytes.extend(picture.into_raw());
+            warnings.dedup();
+            if rgb8 {
+                return Ok((pictures::to_bytes(images), warnings));
             }
             shape.insert(0, latents.dims()[0]);
-            warnings.dedup();
             Ok::<_, PyErr>(((bytes, shape), warnings))
         })?;
         Ok((arrays::to_python(py, raw), warnings))
@@ -351,16 +270,19 @@ fn decode_floats(pipe: &Pipeline, latents: &Tensor) -> Result<(Raw, Vec<Warning>
     Ok((raw, warnings))
 }
 
-/// Lets Ctrl-C through, then asks the callback: `False` stops the run, all else goes on.
-fn goes_on(
-    py: Python<'_>,
-    callback: Option<&Py<PyAny>>,
-    progress: &diffusion_core::Progress<'_>,
-) -> PyResult<bool> {
-    py.check_signals()?;
-    let Some(callback) = callback else {
-        return Ok(true);
-    };
-    let answer = callback.call1(py, (Progress::new(progress),))?;
-    Ok(answer.extract::<bool>(py).ok() != Some(false))
+fn texts(warnings: &[Warning]) -> Vec<String> {
+    warnings.iter().map(ToString::to_string).collect()
+}
+
+/// What a run came to.
+#[derive(IntoPyObject)]
+struct NativeSampled<'py> {
+    latents: PyRaw<'py>,
+    /// The clean latents as a cancelled run estimates them.
+    estimate: Option<PyRaw<'py>>,
+    seeds: Vec<u64>,
+    warnings: Vec<String>,
+    encode_seconds: f64,
+    sample_seconds: f64,
+    provenance: Vec<RawProvenance>,
 }

@@ -3,17 +3,12 @@
 use diffusion_core::media::{Margins, Resampling, ResizeMode};
 use diffusion_core::nn::Interpolation;
 use diffusion_core::{
-    Device, Error, GenerateRequest, GrayImage, Hires, InitImage, MaskedContent, Result, Upscaler,
+    Error, GenerateRequest, GrayImage, Hires, InitImage, MaskedContent, Result, Upscaler,
 };
 use pyo3::prelude::*;
-use pyo3::pybacked::PyBackedBytes;
 
-use crate::arrays;
 use crate::pictures::{RawPicture, picture};
-use crate::request::set;
-
-/// Bytes of float32 and their shape.
-pub(crate) type RawArray = (PyBackedBytes, Vec<usize>);
+use crate::request::{RawArray, named, set, tensor};
 
 /// A dictionary of Python's arguments.
 #[derive(FromPyObject)]
@@ -36,22 +31,6 @@ pub(crate) struct RawStart {
 
 /// Size, upscaler, strength, number of steps, prompt.
 type RawHires = ((usize, usize), String, f64, Option<usize>, Option<String>);
-
-/// One of several values by name.
-fn named<T: Copy>(what: &'static str, name: &str, values: &[(&str, T)]) -> Result<T> {
-    let found = values.iter().find(|(other, _)| *other == name);
-    found
-        .map(|(_, value)| *value)
-        .ok_or_else(|| Error::InvalidArgument {
-            name: what,
-            expected: values
-                .iter()
-                .map(|(name, _)| *name)
-                .collect::<Vec<_>>()
-                .join(", "),
-            found: format!("{name:?}"),
-        })
-}
 
 const RESIZE_MODES: &[(&str, ResizeMode)] = &[
     ("stretch", ResizeMode::Stretch),
@@ -93,15 +72,13 @@ fn grey(raw: &RawPicture) -> Result<GrayImage> {
 
 impl RawStart {
     /// The request of a prompt with all this.
-    pub(crate) fn request(self, prompt: String) -> Result<GenerateRequest> {
+    pub(crate) fn request(self, prompt: &str) -> Result<GenerateRequest> {
         let mut pictures = self
             .pictures
             .iter()
             .map(picture)
             .collect::<Result<Vec<_>>>()?;
-        let array =
-            |(bytes, shape): &RawArray| arrays::from_bytes(bytes, shape.clone(), &Device::Cpu);
-        let latents = self.latents.as_ref().map(array).transpose()?;
+        let latents = self.latents.map(tensor).transpose()?;
         let image = match latents {
             Some(latents) => Some(InitImage::Latents(latents)),
             None if pictures.is_empty() => None,
@@ -147,7 +124,7 @@ impl RawStart {
             content.transpose()?,
             GenerateRequest::masked_content,
         );
-        let noise = self.noise.as_ref().map(array).transpose()?;
+        let noise = self.noise.map(tensor).transpose()?;
         request = set(request, noise, GenerateRequest::noise);
         request = set(request, self.variation, |request, (seed, strength)| {
             request.variation(seed, strength)
@@ -167,20 +144,27 @@ impl RawStart {
     }
 }
 
-/// Scales of guidance along the run, the shares between which it is on, its rescaling, and the scale of the
-/// picture that is to change.
-pub(crate) type RawGuidance = (f64, Vec<f64>, (f64, f64), f64, f64);
-
-pub(crate) fn guidance(request: GenerateRequest, raw: RawGuidance) -> GenerateRequest {
-    let (scale, curve, (start, end), rescale, image_scale) = raw;
-    request
-        .guidance_scale(scale)
-        .guidance_curve(curve)
-        .guidance_interval(start, end)
-        .guidance_rescale(rescale)
-        .image_guidance_scale(image_scale)
+/// What Python says of guidance.
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+pub(crate) struct RawGuidance {
+    scale: f64,
+    /// Scales along the run, in place of one.
+    curve: Vec<f64>,
+    /// The shares between which it is on.
+    interval: (f64, f64),
+    rescale: f64,
+    image_scale: f64,
+    cfg_zero_star: Option<usize>,
 }
 
-/// A request as a run had it.
-#[pyclass(frozen, module = "diffusion_py._native")]
-pub(crate) struct NativeRequest(pub(crate) GenerateRequest);
+pub(crate) fn guidance(request: GenerateRequest, raw: RawGuidance) -> GenerateRequest {
+    let (start, end) = raw.interval;
+    let request = request
+        .guidance_scale(raw.scale)
+        .guidance_curve(raw.curve)
+        .guidance_interval(start, end)
+        .guidance_rescale(raw.rescale)
+        .image_guidance_scale(raw.image_scale);
+    set(request, raw.cfg_zero_star, GenerateRequest::cfg_zero_star)
+}

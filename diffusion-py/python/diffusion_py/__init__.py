@@ -10,9 +10,13 @@ are made of it.
 """
 
 from ._controls import Control, ControlNet, T2IAdapter
-from ._files import Provenance, Recalled, read_request, save_animation, save_picture
-from ._native import Progress, __version__, schedulers, sigma_schedules
-from ._pipeline import LoraReport, Output, Pipeline
+from ._files import Provenance, save_animation, save_picture
+from ._native import CancelToken, Progress, __version__, schedulers, sigma_schedules
+from ._networks import DeepShrink
+from ._output import LoraReport, Output
+from ._pipeline import Pipeline
+from ._recall import Recalled, read_request
+from ._safety import SafetyChecker, SafetyReport
 from ._start import Hires
 from .errors import (
     Cancelled,
@@ -28,9 +32,11 @@ from .errors import (
 )
 
 __all__ = [
+    "CancelToken",
     "Cancelled",
     "Control",
     "ControlNet",
+    "DeepShrink",
     "DeviceError",
     "DiffusionError",
     "FormatError",
@@ -45,6 +51,8 @@ __all__ = [
     "Progress",
     "Provenance",
     "Recalled",
+    "SafetyChecker",
+    "SafetyReport",
     "T2IAdapter",
     "UnsupportedError",
     "WeightsError",

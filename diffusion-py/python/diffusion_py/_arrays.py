@@ -59,6 +59,25 @@ def to_pil(data: bytearray, shape: list[int]) -> list[PIL.Image.Image]:
     ]
 
 
+def to_pictures(raw: tuple[bytearray, list[int]], output_type: str) -> Any:
+    """RGB bytes of shape ``(n, height, width, 3)`` as ``"pil"`` or ``"np"``."""
+    check_output_type(output_type, "pil", "np")
+    return to_pil(*raw) if output_type == "pil" else levels_to_numpy(*raw)
+
+
+def check_output_type(output_type: str, *allowed: str) -> None:
+    """Checks the name, and that its package is there: its absence shall be known before the run, not
+    after it."""
+    allowed = allowed or ("pil", "np", "latent")
+    if output_type not in allowed:
+        names = " or ".join(map(repr, allowed))
+        raise InvalidArgumentError(f"output_type: expected {names}, found {output_type!r}")
+    if output_type == "pil":
+        import_pil()
+    else:
+        import_numpy()
+
+
 def from_array(name: str, array: Any) -> tuple[bytes, list[int]]:
     """Bytes in C order and shape of a float32 array of any library, an argument of this name.
 

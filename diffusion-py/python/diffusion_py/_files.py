@@ -1,8 +1,7 @@
-"""Pictures and animations into files, and what files say of their pictures."""
+"""Pictures and animations into files."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, SupportsFloat, SupportsIndex
@@ -11,7 +10,7 @@ from . import _arguments, _arrays, _native
 from ._arguments import Path
 from .errors import InvalidArgumentError
 
-__all__ = ["Provenance", "Recalled", "read_request", "save_animation", "save_picture"]
+__all__ = ["Provenance", "save_animation", "save_picture"]
 
 
 @dataclass(frozen=True)
@@ -23,21 +22,6 @@ class Provenance:
 
     record: str = ""
     """This library's form: JSON with all arguments that are data."""
-
-
-@dataclass(frozen=True)
-class Recalled:
-    """What :func:`read_request` found."""
-
-    arguments: dict[str, Any]
-    """Arguments of :meth:`Pipeline.generate`."""
-
-    model: str | None
-    """The name of the model."""
-
-    warnings: list[str]
-    """What keeps the arguments from giving the same picture: pictures, latents and LoRAs that must
-    be given again, settings that are not known."""
 
 
 def save_picture(image: Any, path: Path, provenance: Provenance | None = None) -> None:
@@ -55,31 +39,6 @@ def save_picture(image: Any, path: Path, provenance: Provenance | None = None) -
     said = provenance or Provenance()
     raw = _arrays.from_image("image", image)
     _native.save_picture(raw, path, (said.parameters or None, said.record or None))
-
-
-def read_request(path: Path) -> Recalled:
-    """Reads how a picture came about: what this library writes, or A1111 and programs like it.
-
-    >>> found = diffusion_py.read_request("heart.png")
-    >>> again = pipe.generate(**found.arguments)
-
-    Raises:
-        NotFoundError: There is no such file.
-        FormatError: It is not a picture, or says nothing.
-    """
-    text, model, warnings = _native.recall(path)
-    fields = {name: value for name, value in json.loads(text).items() if value is not None}
-    arguments = {"num_inference_steps": fields.pop("num_steps")}
-    for prefix, sizes in [("", fields.pop("sizes")), ("negative_", fields.pop("negative_sizes", None))]:
-        for name, part in [
-            ("original_size", "original"),
-            ("crops_coords_top_left", "crop"),
-            ("target_size", "target"),
-        ]:
-            if sizes and sizes[part] is not None:
-                # Widths come first there.
-                arguments[prefix + name] = tuple(reversed(sizes[part]))
-    return Recalled({**fields, **arguments}, model, warnings)
 
 
 def save_animation(

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 from os import PathLike
-from typing import Any, SupportsFloat, final
+from typing import Any, Literal, SupportsFloat, TypedDict, final
 
 import numpy
 
-from ._arguments import Embeds, LoraScale, Sizes
+from ._arguments import LoraScale
 
 __version__: str
 
@@ -63,12 +63,46 @@ class Progress:
         """The share of the whole call's steps that is done, from 0 to 1."""
 
     @property
+    def pass_index(self) -> int:
+        """The pass over the pictures, from 0: the second is that of :class:`Hires`."""
+
+    @property
+    def num_passes(self) -> int:
+        """How many passes there are."""
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds that this pass has been at its steps."""
+
+    @property
+    def time_left(self) -> float:
+        """Seconds that the rest of this pass's steps will take, if they go on as so far."""
+
+    @property
     def latents(self) -> numpy.ndarray[Any, Any]:
         """The latents: float32, ``(batch, channels, height / 8, width / 8)``."""
 
     @property
     def denoised(self) -> numpy.ndarray[Any, Any]:
         """The current estimate of the clean latents, of the same shape."""
+
+    def preview(self, output_type: Literal["pil", "np"] = "pil") -> Any:
+        """What the batch's pictures will about look like, at the size of the latents, an eighth of each
+        side: as ``Output.images``. It costs next to nothing; ``Pipeline.decode`` of ``denoised`` shows
+        them in full."""
+
+@final
+class CancelToken:
+    """Stops the calls that it is given to, from any thread, within one of their steps: ``cancel_token``
+    of ``Pipeline.generate``."""
+
+    def __init__(self) -> None: ...
+    def cancel(self) -> None:
+        """Stops the calls. Those that begin later end at once."""
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether ``cancel`` was called."""
 
 @final
 class NativeControlModel:
@@ -78,7 +112,29 @@ class NativeControlModel:
     ) -> NativeControlModel: ...
 
 @final
-class NativeRequest: ...
+class NativeSafetyChecker:
+    @staticmethod
+    def open(
+        path: str | PathLike[str], dtype: str | None, device: str
+    ) -> NativeSafetyChecker: ...
+    def check(
+        self, pictures: list[tuple[bytes, int, int]]
+    ) -> list[tuple[list[float], list[int], list[float]]]: ...
+
+@final
+class NativeRequest:
+    def __init__(
+        self, plain: dict[str, Any], start: dict[str, Any], networks: dict[str, Any]
+    ) -> None: ...
+
+class NativeSampled(TypedDict):
+    latents: tuple[bytearray, list[int]]
+    estimate: tuple[bytearray, list[int]] | None
+    seeds: list[int]
+    warnings: list[str]
+    encode_seconds: float
+    sample_seconds: float
+    provenance: list[tuple[str | None, str | None]]
 
 @final
 class NativePipeline:
@@ -107,55 +163,18 @@ class NativePipeline:
     def clear_ip_adapters(self) -> None: ...
     @property
     def default_size(self) -> tuple[int, int]: ...
+    def memory_estimate(self, width: int, height: int, batch_size: int) -> int: ...
     def generate_latents(
+        self, request: NativeRequest, callback: Callable[[Progress], object] | None
+    ) -> NativeSampled: ...
+    def interpolate(
         self,
-        prompt: str,
-        *,
-        prompt_2: str | None,
-        negative_prompt: str | None,
-        negative_prompt_2: str | None,
-        prompt_syntax: str,
-        clip_skip: int | None,
-        prompt_embeds: Embeds | None,
-        negative_prompt_embeds: Embeds | None,
-        num_steps: int,
-        guidance: tuple[SupportsFloat, list[SupportsFloat], Any, SupportsFloat, SupportsFloat],
-        width: int | None,
-        height: int | None,
-        seed: int | None,
-        num_images: int,
-        batch_size: int,
-        eta: SupportsFloat | None,
-        scheduler_name: str | None,
-        scheduler_config: str | None,
-        latents: tuple[bytes, list[int]] | None,
-        denoising_start: SupportsFloat | None,
-        denoising_end: SupportsFloat | None,
-        sizes: Sizes,
-        negative_sizes: Sizes | None,
-        aesthetic_score: SupportsFloat,
-        negative_aesthetic_score: SupportsFloat,
-        controls: list[
-            tuple[
-                NativeControlModel,
-                tuple[bytes, int, int],
-                SupportsFloat,
-                SupportsFloat,
-                SupportsFloat,
-                bool,
-            ]
-        ],
-        ip_adapter_images: list[tuple[list[tuple[bytes, int, int]], SupportsFloat]],
-        start: dict[str, Any],
+        request: NativeRequest,
+        keys: list[tuple[str, int]],
+        frames_per_segment: int,
+        closed: bool,
         callback: Callable[[Progress], object] | None,
-    ) -> tuple[
-        tuple[bytearray, list[int]],
-        list[int],
-        list[str],
-        tuple[float, float],
-        list[tuple[str | None, str | None]],
-        NativeRequest,
-    ]: ...
+    ) -> tuple[tuple[bytearray, list[int]], list[str]]: ...
     def decode(
         self,
         latents: bytes | bytearray,

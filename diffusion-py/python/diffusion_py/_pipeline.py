@@ -2,84 +2,31 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, SupportsFloat, SupportsIndex, TypeAlias
 
-from . import _arguments, _arrays, _controls, _files, _start
-from ._arguments import Pair, Path, Sizes
+from . import _arguments, _arrays, _request
+from ._arguments import Pair, Path
 from ._controls import Control
 from ._files import Provenance
-from ._native import NativePipeline, NativeRequest, Progress
+from ._native import CancelToken, NativePipeline, NativeRequest, Progress
+from ._networks import DeepShrink, Seamless, VaeTiling
+from ._output import LoraReport, Output
 from ._start import Hires
-from .errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     import numpy
 
-__all__ = ["LoraReport", "Output", "Pipeline"]
+__all__ = ["Pipeline"]
 
 Loras: TypeAlias = "Path | Iterable[Path | tuple[Path, _arguments.Strength]]"
 
 OutputType = Literal["pil", "np", "latent"]
 
 PromptSyntax = Literal["plain", "a1111", "compel"]
-
-
-@dataclass(frozen=True)
-class Output:
-    """The result of :meth:`Pipeline.generate`."""
-
-    # `Any`, because a union would make every caller narrow it.
-    images: Any
-    """By ``output_type``: ``"pil"``: a list of ``PIL.Image.Image`` (RGB); ``"np"``: a float32 array
-    ``(n, height, width, 3)`` from 0 to 1; ``"latent"``: a float32 array
-    ``(n, channels, height / 8, width / 8)`` of latents, scaled for the UNet: clean ones, or after
-    ``denoising_end`` clean ones plus the noise that is left."""
-
-    seeds: list[int]
-    """The seed of each picture: a call with it and ``num_images=1`` gives the same again."""
-
-    warnings: list[str]
-    """What did not stop the run and should be known, such as a prompt that was cut."""
-
-    timings: dict[str, float]
-    """Seconds: ``"encode"`` (tokenizer and text encoder), ``"sample"`` (all steps of all pictures),
-    ``"decode"`` (autoencoder)."""
-
-    provenance: list[Provenance]
-    """How each picture came about, as text for its file."""
-
-    def save(self, path: Path, index: int = 0) -> None:
-        """Writes a picture of ``output_type="pil"``, with how it came about.
-
-        :func:`read_request` reads it back.
-
-        Args:
-            path: Where it goes; its ending says whether as PNG, JPEG or lossless WebP.
-            index: Which of the pictures.
-
-        Raises:
-            UnsupportedError: Another ending.
-            IoError: The file cannot be written.
-        """
-        _files.save_picture(self.images[index], path, self.provenance[index])
-
-
-@dataclass(frozen=True)
-class LoraReport:
-    """What became of a LoRA: an entry of :attr:`Pipeline.loras`."""
-
-    name: str
-    """Its file."""
-
-    num_modules: int
-    """Modules of the model that it changes."""
-
-    unused: list[str]
-    """Keys of the file that change nothing, sorted."""
 
 
 class Pipeline:
@@ -259,6 +206,10 @@ class Pipeline:
         guidance_rescale: SupportsFloat = 0.0,
         guidance_interval: tuple[SupportsFloat, SupportsFloat] = (0.0, 1.0),
         image_guidance_scale: SupportsFloat = 1.5,
+        cfg_zero_star: SupportsIndex | None = None,
+        pag_scale: SupportsFloat = 0.0,
+        pag_adaptive_scale: SupportsFloat = 0.0,
+        pag_applied_layers: str | Iterable[str] = (),
         image: Any = None,
         strength: SupportsFloat | None = None,
         resize_mode: Literal["stretch", "crop", "fill"] = "stretch",
@@ -269,6 +220,10 @@ class Pipeline:
         masked_content: Literal["original", "fill", "noise", "nothing"] | None = None,
         margins: Iterable[SupportsIndex] | None = None,
         hires: Hires | None = None,
+        deep_shrink: DeepShrink | None = None,
+        seamless: Seamless = False,
+        vae_tiling: VaeTiling | None = None,
+        vae_slicing: bool = False,
         width: SupportsIndex | None = None,
         height: SupportsIndex | None = None,
         seed: SupportsIndex | None = None,
@@ -294,6 +249,8 @@ class Pipeline:
         ip_adapter_scale: SupportsFloat | Iterable[SupportsFloat] = 1.0,
         output_type: OutputType = "pil",
         callback: Callable[[Progress], object] | None = None,
+        cancel_token: CancelToken | None = None,
+        keep_cancelled: bool = False,
     ) -> Output:
         """Makes pictures from a prompt.
 
@@ -325,6 +282,13 @@ class Pipeline:
             guidance_interval: The shares of the run, from 0 to 1, between which guidance is on.
             image_guidance_scale: How far an instruct-pix2pix model follows the picture that it
                 changes.
+            cfg_zero_star: CFG-Zero*: how many of the first steps change nothing, while the answer without the
+                prompt is fitted to the other in all steps. Default: off.
+            pag_scale: Perturbed-attention guidance: how far to go away from what the model draws with blind
+                self-attention, for clearer structure and half as much time again. 0 is off; usual is 3.
+            pag_adaptive_scale: What ``pag_scale`` loses with each timestep below 1000.
+            pag_applied_layers: The self-attention layers that are blind, by parts of their names, such as
+                ``"mid"`` or ``"up.block_0"``. Default: ``"mid"``.
             image: What the run starts from: a picture of PIL or uint8 ``(height, width, 3)``, or a list
                 with one for each picture of the call, or clean latents as float32 ``(1 or
                 num_images, channels, height / 8, width / 8)``. Instruct-pix2pix models change it
@@ -345,6 +309,14 @@ class Pipeline:
                 ``"original"``, and ``"fill"`` with margins.
             margins: ``(left, top, right, bottom)``: grows ``image`` by so many pixels (outpainting).
             hires: A second pass in a larger size.
+            deep_shrink: Smaller inner levels in the first part of the run, for pictures larger than the model
+                knows.
+            seamless: Whether copies of the picture fit side by side: in both directions, or along ``"x"`` or
+                ``"y"`` alone.
+            vae_tiling: Whether the autoencoder works in blended tiles, which take less memory: ``"off"``,
+                ``"auto"`` (above 1024 x 1536 pixels), or a tile's side in pixels and the share of it
+                that the next one covers too, as ``(512, 0.25)``. Default: ``"auto"``.
+            vae_slicing: Whether the autoencoder works off one picture of a batch at a time.
             width: In pixels, a multiple of the autoencoder's factor (8). Default: that of the
                 model.
             height: As ``width``.
@@ -400,83 +372,107 @@ class Pipeline:
             callback: Called with a :class:`Progress` after each step, in the calling thread. If it
                 returns ``False`` the run stops with :class:`Cancelled`; an exception that it raises
                 stops the run and comes out of this call. Ctrl-C, too, takes effect between steps.
+            cancel_token: Stops the run from another thread.
+            keep_cancelled: Whether a run that is cancelled among its steps gives what it has come to, in
+                place of :class:`Cancelled`: the pictures of its first batches, those of the last one
+                as its last step estimates them, and a warning.
 
         Raises:
             InvalidArgumentError: An argument is out of range or does not fit the model.
             UnsupportedError: This version does not know the scheduler, or cannot make pictures from
                 a prompt alone with this model.
             OutOfMemoryError: The pictures would not fit into memory.
-            Cancelled: ``callback`` returned ``False``.
+            Cancelled: ``callback`` returned ``False``, or ``cancel_token`` was cancelled.
             DeviceError: The device failed.
             ImportError: ``output_type`` needs a package that is not installed.
         """
-        _check_output_type(output_type)
-        if callback is not None and not callable(callback):
-            raise TypeError(f"callback: expected a function, found {type(callback).__name__}")
-        name, config = _arguments.scheduler(scheduler)
-        negative = (
-            negative_original_size,
-            negative_crops_coords_top_left,
-            negative_target_size,
-        )
-        raw, seeds, texts, (encode, sample), told, request = self._native.generate_latents(
-            prompt,
-            prompt_2=prompt_2,
-            negative_prompt=negative_prompt,
-            negative_prompt_2=negative_prompt_2,
-            prompt_syntax=prompt_syntax,
-            clip_skip=_arguments.optional_whole("clip_skip", clip_skip),
-            prompt_embeds=_arrays.from_embeds("", prompt_embeds, pooled_prompt_embeds),
-            negative_prompt_embeds=_arrays.from_embeds(
-                "negative_", negative_prompt_embeds, negative_pooled_prompt_embeds
-            ),
-            num_steps=_arguments.whole("num_inference_steps", num_inference_steps),
-            guidance=_start.scales(
-                guidance_scale, guidance_interval, guidance_rescale, image_guidance_scale
-            ),
-            width=_arguments.optional_whole("width", width),
-            height=_arguments.optional_whole("height", height),
-            seed=_arguments.optional_whole("seed", seed),
-            num_images=_arguments.whole("num_images", num_images),
-            batch_size=_arguments.whole("batch_size", batch_size),
-            eta=eta,
-            scheduler_name=name,
-            scheduler_config=config,
-            latents=None if latents is None else _arrays.from_array("latents", latents),
-            denoising_start=denoising_start,
-            denoising_end=denoising_end,
-            sizes=_arguments.sizes("", original_size, crops_coords_top_left, target_size),
-            negative_sizes=_negative_sizes(*negative),
-            aesthetic_score=aesthetic_score,
-            negative_aesthetic_score=negative_aesthetic_score,
-            controls=_controls.controls(self._native, control),
-            ip_adapter_images=_controls.ip_adapter_images(ip_adapter_image, ip_adapter_scale),
-            start=_start.start(
-                image,
-                mask_image,
-                noise,
-                margins,
-                variation,
-                hires,
-                strength=strength,
-                resize_mode=resize_mode,
-                mask_blur=mask_blur,
-                only_masked=_arguments.optional_whole("padding_mask_crop", padding_mask_crop),
-                paste_back=paste_back,
-                masked_content=masked_content,
-            ),
-            callback=callback,
-        )
+        told = locals()
+        _arrays.check_output_type(output_type)
+        _check_callback(callback)
+        request = _request.build(self._native, told)
+        run = self._native.generate_latents(request, callback)
         start = time.perf_counter()
+        texts = run["warnings"]
         if output_type == "latent":
-            images = _arrays.to_numpy(*raw)
+            images = _arrays.to_numpy(*run["latents"])
         else:
             is_pasted = mask_image is not None or margins is not None
-            images, more = self._decode(*raw, output_type, request if is_pasted else None)
+            data, shape = run["estimate"] or run["latents"]
+            images, more = self._decode(data, shape, output_type, request, is_pasted)
             texts += more
-        timings = {"encode": encode, "sample": sample, "decode": time.perf_counter() - start}
-        provenance = [Provenance(text or "", record or "") for text, record in told]
-        return Output(images, seeds, texts, timings, provenance)
+        timings = {
+            "encode": run["encode_seconds"],
+            "sample": run["sample_seconds"],
+            "decode": time.perf_counter() - start,
+        }
+        provenance = [Provenance(text or "", record or "") for text, record in run["provenance"]]
+        return Output(images, run["seeds"], texts, timings, provenance)
+
+    def interpolate(
+        self,
+        keys: Iterable[tuple[str, SupportsIndex]],
+        frames_per_segment: SupportsIndex,
+        *,
+        closed: bool = False,
+        output_type: Literal["pil", "np"] = "pil",
+        callback: Callable[[Progress], object] | None = None,
+        **arguments: Any,
+    ) -> Any:
+        """Makes the frames of a way through key frames, each a prompt and a seed. :func:`save_animation`
+        makes a film of them.
+
+        >>> keys = [("a red heart, flat style", 1), ("a green heart, flat style", 2)]
+        >>> frames = pipe.interpolate(keys, 12, closed=True, num_inference_steps=20)
+        >>> diffusion_py.save_animation(frames, "loop.webp")
+
+        Args:
+            keys: Prompts and seeds, at least two. Between two of them the conditioning goes along a
+                straight line and the noise along an arc.
+            frames_per_segment: Frames from one key frame to the next, of which the first is the key frame.
+            closed: Whether the way leads back to the first key frame, for a loop without a seam.
+            output_type: ``"pil"`` or ``"np"``.
+            callback: As in :meth:`generate`; ``Progress.images`` counts the frames.
+            **arguments: What all frames share, as in :meth:`generate`: size, steps, scheduler, guidance, the
+                negative prompt, ``cancel_token``.
+
+        Returns:
+            As ``Output.images``. What the caller should know comes as a Python warning.
+
+        Raises:
+            InvalidArgumentError: Less than two keys, latents, or an argument out of range.
+            Cancelled: As in :meth:`generate`.
+        """
+        _arrays.check_output_type(output_type, "pil", "np")
+        _check_callback(callback)
+        told = inspect.signature(self.generate).bind(**arguments)
+        told.apply_defaults()
+        request = _request.build(self._native, told.arguments)
+        seeded = [(prompt, _arguments.whole("keys", seed)) for prompt, seed in keys]
+        count = _arguments.whole("frames_per_segment", frames_per_segment)
+        raw, texts = self._native.interpolate(request, seeded, count, closed, callback)
+        for text in texts:
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
+        return _arrays.to_pictures(raw, output_type)
+
+    def memory_estimate(
+        self,
+        width: SupportsIndex | None = None,
+        height: SupportsIndex | None = None,
+        batch_size: SupportsIndex = 1,
+    ) -> int:
+        """About how many bytes a run needs at its peak beside the weights.
+
+        Args:
+            width: In pixels. Default: that of the model.
+            height: As ``width``.
+            batch_size: Pictures that are worked on at once.
+        """
+        default_width, default_height = self.default_size
+        return self._native.memory_estimate(
+            _arguments.whole("width", default_width if width is None else width),
+            _arguments.whole("height", default_height if height is None else height),
+            _arguments.whole("batch_size", batch_size),
+        )
 
     def decode(
         self, latents: numpy.ndarray[Any, Any] | Any, output_type: Literal["pil", "np"] = "pil"
@@ -497,7 +493,7 @@ class Pipeline:
             DeviceError: The device failed.
             ImportError: ``output_type`` needs a package that is not installed.
         """
-        _check_output_type(output_type, "pil", "np")
+        _arrays.check_output_type(output_type, "pil", "np")
         images, texts = self._decode(*_arrays.from_array("latents", latents), output_type)
         for text in texts:
             warnings.warn(text, RuntimeWarning, stacklevel=2)
@@ -509,32 +505,17 @@ class Pipeline:
         shape: list[int],
         output_type: str,
         request: NativeRequest | None = None,
+        is_pasted: bool = False,
     ) -> tuple[Any, list[str]]:
-        is_rgb8 = output_type == "pil" or request is not None
+        is_rgb8 = output_type == "pil" or is_pasted
         raw, texts = self._native.decode(data, shape, is_rgb8, request)
-        if output_type == "pil":
-            return _arrays.to_pil(*raw), texts
-        to_numpy = _arrays.levels_to_numpy if is_rgb8 else _arrays.to_numpy
-        return to_numpy(*raw), texts
+        return _arrays.to_pictures(raw, output_type) if is_rgb8 else _arrays.to_numpy(*raw), texts
 
     def __repr__(self) -> str:
         width, height = self.default_size
         return f"<diffusion_py.Pipeline, {width} x {height}>"
 
 
-def _check_output_type(output_type: str, *allowed: str) -> None:
-    # The packages are imported here too: their absence shall be known before the run, not after it.
-    allowed = allowed or ("pil", "np", "latent")
-    if output_type not in allowed:
-        names = " or ".join(map(repr, allowed))
-        raise InvalidArgumentError(f"output_type: expected {names}, found {output_type!r}")
-    if output_type == "pil":
-        _arrays.import_pil()
-    else:
-        _arrays.import_numpy()
-
-
-def _negative_sizes(original: Pair | None, crop: Pair | None, target: Pair | None) -> Sizes | None:
-    if original is None and crop is None and target is None:
-        return None
-    return _arguments.sizes("negative_", original, (0, 0) if crop is None else crop, target)
+def _check_callback(callback: object) -> None:
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback: expected a function, found {type(callback).__name__}")

@@ -99,15 +99,13 @@ def _second_pass(hires: Hires) -> tuple[Any, ...]:
     return size, hires.upscaler, hires.strength, steps, hires.prompt
 
 
-def scales(
-    scale: SupportsFloat | Iterable[SupportsFloat],
-    interval: tuple[SupportsFloat, SupportsFloat],
-    rescale: SupportsFloat,
-    image_scale: SupportsFloat,
-) -> tuple[SupportsFloat, list[SupportsFloat], Any, SupportsFloat, SupportsFloat]:
+def scales(scale: SupportsFloat | Iterable[SupportsFloat]) -> dict[str, Any]:
     """One scale of guidance, or some along the run."""
-    curve: list[SupportsFloat] = list(scale) if isinstance(scale, Iterable) else []
-    first = curve[0] if isinstance(scale, Iterable) and curve else scale
-    if isinstance(first, Iterable):
+    if isinstance(scale, str):
+        raise TypeError(f"guidance_scale: expected a number or some, found {scale!r}")
+    if not isinstance(scale, Iterable):
+        return {"scale": scale, "curve": []}
+    curve = list(scale)
+    if not curve:
         raise InvalidArgumentError("guidance_scale: expected a number or some, found none")
-    return first, curve, tuple(interval), rescale, image_scale
+    return {"scale": curve[0], "curve": curve}

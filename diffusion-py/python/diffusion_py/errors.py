@@ -51,7 +51,7 @@ class OutOfMemoryError(DiffusionError, MemoryError):
 
 
 class Cancelled(DiffusionError):
-    """The callback returned ``False``. The pipeline can be used as before."""
+    """The callback returned ``False``, or the token was cancelled. The pipeline can be used as before."""
 
 
 class DeviceError(DiffusionError):
