@@ -49,8 +49,9 @@ def test_defaults_of_perturbed_attention(tiny):
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"deep_shrink": DeepShrink()},
-        {"deep_shrink": DeepShrink(factor=3)},
+        # A run of two steps has none before the default end.
+        {"deep_shrink": DeepShrink(end=1)},
+        {"deep_shrink": DeepShrink(2, 1.5, False, end=1)},
         {"cfg_zero_star": 1},
         {"seamless": True},
         {"seamless": "x"},
@@ -96,7 +97,7 @@ def test_tiles_and_slices(tiny):
     [
         ({"pag_scale": -1.0}, InvalidArgumentError, "^pag_scale"),
         ({"pag_scale": 3, "pag_applied_layers": ["roof"]}, InvalidArgumentError, "^pag_applied_layers"),
-        ({"pag_scale": "much"}, TypeError, ""),
+        ({"pag_scale": "much"}, TypeError, "pag"),
         ({"deep_shrink": DeepShrink(block=99)}, InvalidArgumentError, "deep_shrink block"),
         ({"deep_shrink": DeepShrink(end=2)}, InvalidArgumentError, "deep_shrink end"),
         ({"deep_shrink": 2}, TypeError, "deep_shrink"),

@@ -44,7 +44,7 @@ def _sizes(prefix: str) -> Callable[[Any], dict[str, Any]]:
 
 def _hires(hires: dict[str, Any]) -> dict[str, Any]:
     ((kind, filter),) = hires["upscaler"].items()
-    # The bilinear one is so usual that it has no name there.
+    # Bilinear interpolation is what has no name there.
     latent = f"latent_{filter}".replace("_bilinear", "")
     upscaler: Any = {"latents": latent, "pixels": filter}[kind]
     (width, height), strength = hires["size"], hires["strength"]
