@@ -29,7 +29,7 @@ strict=(-Wall -Wextra -Wpedantic -Werror -g -O1 "-I$crate/include")
 shared=("-L$lib" -ldiffusion "-Wl,-rpath,$lib" -pthread)
 static=("$lib/libdiffusion.a" -pthread -ldl -lm)
 
-for name in errors generate changes pictures; do
+for name in errors generate changes pictures networks; do
     gcc -std=c99 "${strict[@]}" -o "$build/test_$name" "$crate/tests/test_$name.c" "${shared[@]}"
 done
 gcc -std=c99 "${strict[@]}" -fsanitize=address,undefined -o "$build/test_generate_asan" \
@@ -40,6 +40,7 @@ g++ -std=c++11 "${strict[@]}" -o "$build/test_cpp" "$crate/tests/test_cpp.cpp" "
 "$build/test_generate" "$model" "$golden"
 "$build/test_changes" "$goldens"
 "$build/test_pictures" "$goldens"
+"$build/test_networks" "$goldens" "$build"
 "$build/test_cpp" "$model"
 
 # Runs of the emoji model take minutes under valgrind, so they go through the address sanitizer, which sees the test's own
@@ -52,6 +53,7 @@ if command -v valgrind >/dev/null; then
     # valgrind runs one thread at a time, so that workers would only wait.
     RAYON_NUM_THREADS=1 "${checked[@]}" "$build/test_changes" "$goldens" brief
     RAYON_NUM_THREADS=1 "${checked[@]}" "$build/test_pictures" "$goldens"
+    RAYON_NUM_THREADS=1 "${checked[@]}" "$build/test_networks" "$goldens" "$build"
 else
     echo "valgrind: not here, left out"
 fi

@@ -221,6 +221,34 @@ typedef struct dfn_picture {
 } dfn_picture;
 
 /**
+ * Smaller inner levels in the first part of a run, so that a picture larger than those that the model knows is laid out
+ * as one: Kohya's Deep Shrink.
+ */
+typedef struct dfn_deep_shrink {
+    /**
+     * Behind which output of the model's way down, as ComfyUI counts its input blocks. Default: 3, the first
+     * downsampling in Stable Diffusion.
+     */
+    uint32_t block;
+    /**
+     * 1: the skip keeps its size. Default: 1.
+     */
+    dfn_bool after_skip;
+    /**
+     * What both sides are divided by, from 1 to 16. Default: 2.
+     */
+    double factor;
+    /**
+     * From which share of the model's timesteps on, from 0 (pure noise) to 1. Default: 0.
+     */
+    double start;
+    /**
+     * To which. Default: 0.35.
+     */
+    double end;
+} dfn_deep_shrink;
+
+/**
  * What a run shall do. dfn_generate_params_default() sets every field; only `prompt` must be set after.
  */
 typedef struct dfn_generate_params {
@@ -391,6 +419,53 @@ typedef struct dfn_generate_params {
      * trained with.
      */
     uint32_t clip_skip;
+    /**
+     * Whether the autoencoder works in blended tiles, which take less memory: "off"; "auto", above 1024 x 1536 pixels;
+     * "tiles", of the overlap and the side that follow. NULL: "auto".
+     */
+    const char *vae_tiling;
+    /**
+     * The share of a tile's side that the next one covers too, from 0 to 0.5. Default: 0.25.
+     */
+    double vae_tile_overlap;
+    /**
+     * Side of a tile in pixels, a multiple of the model's factor. Default: 512.
+     */
+    uint32_t vae_tile_size;
+    /**
+     * 1: copies of the picture fit side by side from left to right. Default: 0.
+     */
+    dfn_bool seamless_x;
+    /**
+     * 1: and one above the other. Default: 0.
+     */
+    dfn_bool seamless_y;
+    /**
+     * 1: the autoencoder works off one picture of a batch at a time, which takes less memory. Default: 0.
+     */
+    dfn_bool vae_slicing;
+    /**
+     * 1: `deep_shrink`. Default: 0.
+     */
+    dfn_bool has_deep_shrink;
+    /**
+     * Perturbed-attention guidance: how far to go away from what the model draws with blind self-attention, finite
+     * and at least 0; usual is 3. It gives clearer structure for half as much time again. Default: 0, off.
+     */
+    double pag_scale;
+    /**
+     * What `pag_scale` loses with each timestep below 1000, finite and at least 0. Default: 0.
+     */
+    double pag_adaptive_scale;
+    /**
+     * The self-attention layers that are blind, by parts of their names with commas between: "mid,up.block_0".
+     * NULL: "mid".
+     */
+    const char *pag_layers;
+    /**
+     * How inner levels shrink, where `has_deep_shrink` is 1.
+     */
+    struct dfn_deep_shrink deep_shrink;
 } dfn_generate_params;
 
 /**
@@ -591,6 +666,38 @@ dfn_status dfn_generate(const struct dfn_pipeline *pipeline,
  * this thread calls dfn_generate() again or ends.
  */
 const char *dfn_last_warnings(void);
+
+/**
+ * How a picture of the last dfn_generate() on this thread came about, in A1111's form, which most programs read: the
+ * prompt, the negative prompt, and a line of settings, among them the picture's own seed.
+ *
+ * `index`: which of the pictures, from 0.
+ *
+ * Never NULL; empty if there is no such picture. The text is valid until this thread calls dfn_generate() again
+ * or ends.
+ */
+const char *dfn_last_parameters(uint32_t index);
+
+/**
+ * The same as JSON with all that is data, which this library makes the same picture of again (docs/PROVENANCE.md).
+ */
+const char *dfn_last_record(uint32_t index);
+
+/**
+ * Writes a picture as PNG, JPEG or lossless WebP, by the path's ending, with how it came about.
+ *
+ * `picture`: RGBA8, of which the alpha does not count, such as one of those that dfn_generate() has written.
+ * `path`: where it goes. UTF-8 on every system.
+ * `parameters`: A1111's text for it: dfn_last_parameters(). NULL or empty: none.
+ * `record`: this library's: dfn_last_record(). NULL or empty: none.
+ *
+ * DFN_UNSUPPORTED for another ending, or texts of more than the 64 KiB that JPEG has for them, DFN_IO if the file
+ * cannot be written.
+ */
+dfn_status dfn_save_picture(const struct dfn_picture *picture,
+                            const char *path,
+                            const char *parameters,
+                            const char *record);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -8,6 +8,7 @@ use std::ops::ControlFlow;
 use diffusion_core::Progress;
 
 use crate::abi::{Versioned, check_not_null, read_struct, struct_size, write_struct};
+use crate::files::set_provenance;
 use crate::layout::Layout;
 use crate::params::{dfn_generate_params, dfn_progress, dfn_result, request};
 use crate::pictures::start;
@@ -83,6 +84,7 @@ pub unsafe extern "C" fn dfn_generate(
 ) -> dfn_status {
     guard(|| {
         set_warnings(c"".into());
+        set_provenance(Vec::new());
         // SAFETY: the header asks for an open pipeline that nobody frees meanwhile, for structs of
         // `struct_size` bytes, for text that ends in NUL and for pictures of as many bytes as they say.
         let (pipeline, params, request, result_size) = unsafe {
@@ -107,6 +109,8 @@ pub unsafe extern "C" fn dfn_generate(
         })?;
 
         assert_eq!(generated.images.len(), params.num_images as usize);
+        let told = (0..generated.images.len()).map(|index| generated.provenance(index));
+        let told = told.collect::<diffusion_core::Result<Vec<_>>>()?;
         // SAFETY: the header asks for `pixels_len` writable bytes, of which there are enough as checked
         // above, and there are as many pictures as the layout was made for.
         unsafe { layout.write(&generated.images, pixels) };
@@ -129,6 +133,7 @@ pub unsafe extern "C" fn dfn_generate(
             .warnings
             .iter()
             .map(|warning| warning.to_string().replace('\n', " "));
+        set_provenance(told);
         set_warnings(c_text(&lines.collect::<Vec<_>>().join("\n")));
         Ok(())
     })

@@ -21,10 +21,13 @@ pub mod pipeline;
 
 pub mod changes;
 
+mod networks;
 pub mod params;
 mod pictures;
 
 pub mod generate;
+
+pub mod files;
 
 use std::ffi::{CStr, c_char};
 

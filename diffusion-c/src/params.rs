@@ -9,6 +9,8 @@ use diffusion_core::{GenerateRequest, PictureSizes};
 
 pub use crate::abi::dfn_bool;
 use crate::abi::{Versioned, optional_text, text, write_struct};
+pub use crate::networks::dfn_deep_shrink;
+use crate::networks::{DEFAULT_TILES, networks};
 pub use crate::pictures::dfn_picture;
 use crate::pictures::start;
 use crate::status::{Failure, dfn_status, guard};
@@ -185,6 +187,31 @@ pub struct dfn_generate_params {
     /// Which layer of the text encoders the UNet reads, counted from the last, which is 1. 0: what the model was
     /// trained with.
     pub clip_skip: u32,
+    /// Whether the autoencoder works in blended tiles, which take less memory: "off"; "auto", above 1024 x 1536 pixels;
+    /// "tiles", of the overlap and the side that follow. NULL: "auto".
+    pub vae_tiling: *const c_char,
+    /// The share of a tile's side that the next one covers too, from 0 to 0.5. Default: 0.25.
+    pub vae_tile_overlap: f64,
+    /// Side of a tile in pixels, a multiple of the model's factor. Default: 512.
+    pub vae_tile_size: u32,
+    /// 1: copies of the picture fit side by side from left to right. Default: 0.
+    pub seamless_x: dfn_bool,
+    /// 1: and one above the other. Default: 0.
+    pub seamless_y: dfn_bool,
+    /// 1: the autoencoder works off one picture of a batch at a time, which takes less memory. Default: 0.
+    pub vae_slicing: dfn_bool,
+    /// 1: `deep_shrink`. Default: 0.
+    pub has_deep_shrink: dfn_bool,
+    /// Perturbed-attention guidance: how far to go away from what the model draws with blind self-attention, finite
+    /// and at least 0; usual is 3. It gives clearer structure for half as much time again. Default: 0, off.
+    pub pag_scale: f64,
+    /// What `pag_scale` loses with each timestep below 1000, finite and at least 0. Default: 0.
+    pub pag_adaptive_scale: f64,
+    /// The self-attention layers that are blind, by parts of their names with commas between: "mid,up.block_0".
+    /// NULL: "mid".
+    pub pag_layers: *const c_char,
+    /// How inner levels shrink, where `has_deep_shrink` is 1.
+    pub deep_shrink: dfn_deep_shrink,
 }
 
 // SAFETY: `repr(C)`, a `usize` first, numbers, raw pointers and a nullable function pointer.
@@ -230,6 +257,17 @@ unsafe impl Versioned for dfn_generate_params {
         image_guidance_scale: 1.5,
         prompt_syntax: null(),
         clip_skip: 0,
+        vae_tiling: null(),
+        vae_tile_overlap: DEFAULT_TILES.1,
+        vae_tile_size: DEFAULT_TILES.0,
+        seamless_x: 0,
+        seamless_y: 0,
+        vae_slicing: 0,
+        has_deep_shrink: 0,
+        pag_scale: 0.0,
+        pag_adaptive_scale: 0.0,
+        pag_layers: null(),
+        deep_shrink: dfn_deep_shrink::DEFAULT,
     };
 }
 
@@ -304,7 +342,7 @@ pub(crate) unsafe fn request(params: &dfn_generate_params) -> Result<GenerateReq
         )
     };
     // SAFETY: the caller's promise.
-    let mut request = unsafe { start(params) }?
+    let mut request = unsafe { networks(start(params)?, params) }?
         .prompt(prompt)
         .num_steps(params.num_steps as usize)
         .num_images(params.num_images as usize)

@@ -77,7 +77,11 @@ impl dfn_picture {
         Ok(Some(bytes))
     }
 
-    unsafe fn rgba(self, name: &str) -> Result<Option<RgbImage>, Failure> {
+    /// The colours of RGBA; nothing if there is no picture.
+    ///
+    /// # Safety
+    /// As [`read`](Self::read).
+    pub(crate) unsafe fn rgba(self, name: &str) -> Result<Option<RgbImage>, Failure> {
         // SAFETY: the caller's promise.
         let bytes = unsafe { self.read::<4>(name) }?;
         let rgb = bytes.map(|bytes| {

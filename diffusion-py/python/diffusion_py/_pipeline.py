@@ -433,7 +433,7 @@ class Pipeline:
             output_type: ``"pil"`` or ``"np"``.
             callback: As in :meth:`generate`; ``Progress.images`` counts the frames.
             **arguments: What all frames share, as in :meth:`generate`: size, steps, scheduler, guidance, the
-                negative prompt, ``cancel_token``.
+                negative prompt, ``cancel_token``. A prompt, a seed or a number of pictures does not count.
 
         Returns:
             As ``Output.images``. What the caller should know comes as a Python warning.
