@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
+use diffusion_benches::peak_memory;
 use diffusion_core::Pipeline;
 use diffusion_core::device::parse_dtype;
 use flate2::read::GzDecoder;
@@ -91,18 +92,9 @@ fn turn(task: &str, path: &Path) -> Result {
             seconds
         }
     };
-    println!("{} {}", seconds.as_secs_f64(), peak_memory()?);
+    let peak = peak_memory().ok_or("no VmHWM in /proc/self/status")?;
+    println!("{} {}", seconds.as_secs_f64(), peak);
     Ok(())
-}
-
-fn peak_memory() -> Result<u64> {
-    let status = fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kib: u64 = line
-        .and_then(|rest| rest.split_whitespace().next())
-        .ok_or("no VmHWM in /proc/self/status")?
-        .parse()?;
-    Ok(kib << 10)
 }
 
 /// Writes SD 1.5 in one file with random numbers, and returns the size of its weights.
