@@ -24,18 +24,27 @@ def main():
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--guidance", type=float, default=5.0)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--size", type=int, help="side of the picture; default: the model's own")
     parser.add_argument("-o", "--output", default="out.png")
+    parser.add_argument("--dtype", choices=["f32", "bf16"], default="f32")
+    parser.add_argument("--channels-last", action="store_true")
     args = parser.parse_args()
 
+    dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[args.dtype]
     pipe = StableDiffusionPipeline.from_pretrained(
-        args.model, torch_dtype=torch.float32, safety_checker=None, local_files_only=True
+        args.model, torch_dtype=dtype, safety_checker=None, local_files_only=True
     )
+    if args.channels_last:
+        pipe.unet.to(memory_format=torch.channels_last)
+        pipe.vae.to(memory_format=torch.channels_last)
     pipe.set_progress_bar_config(disable=True)
     loaded = time.perf_counter()
     latents = pipe(
         args.prompt,
         num_inference_steps=args.steps,
         guidance_scale=args.guidance,
+        height=args.size,
+        width=args.size,
         generator=torch.Generator("cpu").manual_seed(args.seed),
         output_type="latent",
     ).images
