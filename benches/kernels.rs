@@ -116,7 +116,7 @@ fn attentions(criterion: &mut Criterion) -> Result<()> {
         let mut group = criterion.benchmark_group("attention");
         let operations = 2 * 4 * heads * width * queries * keys;
         group.throughput(Throughput::Elements(operations as u64));
-        let tokens = |tokens| Ok(Activation::new(random(&[2, tokens, heads * width])?));
+        let tokens = |tokens| random(&[2, tokens, heads * width]).map(Activation::new);
         let (q, k, v) = (tokens(queries)?, tokens(keys)?, tokens(keys)?);
         let name = format!("{queries} x {keys}, {heads} heads of {width}");
         group.bench_function(name, |b| {

@@ -65,8 +65,8 @@ pub(super) unsafe fn exp2<S: Simd>(x: S::Vector) -> S::Vector {
             S::sub(x, n),
             &[
                 1.0,
-                6.931_471_8e-1,
-                2.402_265_1e-1,
+                std::f32::consts::LN_2,
+                2.402_265e-1,
                 5.550_357e-2,
                 9.618_057e-3,
                 1.339_086_7e-3,
