@@ -104,6 +104,15 @@ def test_frames(tiny):
     assert np.array_equal(np.round(closed[1] * 255), np.asarray(frames[1]))
 
 
+def test_frames_are_decoded_as_asked(tiny):
+    asked = {"seamless": True, "vae_tiling": (32, 0.25), **FRAMES}
+    frame = tiny.interpolate(KEYS, 1, **asked)[0]
+    key = tiny.generate("a heart", seed=3, **asked).images[0]
+    assert np.array_equal(np.asarray(frame), np.asarray(key))
+    whole = tiny.interpolate(KEYS, 1, **{**asked, "vae_tiling": "off"})[0]
+    assert not np.array_equal(np.asarray(frame), np.asarray(whole))
+
+
 def test_what_frames_refuse(tiny):
     with pytest.raises(diffusion_py.InvalidArgumentError, match="keys"):
         tiny.interpolate(KEYS[:1], 3, **FRAMES)
