@@ -107,7 +107,8 @@ typedef struct dfn_pipeline_options {
     size_t struct_size;
     /**
      * The number format that weights are held in: "float32", "float16" or "bfloat16". On the CPU the
-     * arithmetic is float32 in all three. NULL: float32 on the CPU, float16 elsewhere.
+     * arithmetic is float32 in all three, but that processors which multiply bfloat16 do so. NULL: float32 on
+     * the CPU, float16 elsewhere.
      */
     const char *dtype;
     /**
@@ -118,6 +119,11 @@ typedef struct dfn_pipeline_options {
      * Prefers weight files of a variant, such as "fp16". NULL: those of none.
      */
     const char *variant;
+    /**
+     * How many threads the layers work on, on the CPU, up to 1024. Pictures are the same on any number. 0: those
+     * of the whole process, one for each processor.
+     */
+    uint32_t num_threads;
 } dfn_pipeline_options;
 
 /**

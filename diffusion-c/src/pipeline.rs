@@ -1,7 +1,7 @@
 //! The pipeline handle.
 
 use std::ffi::c_char;
-use std::mem::size_of;
+use std::mem::{offset_of, size_of};
 use std::ptr::{null, null_mut};
 use std::sync::Arc;
 
@@ -33,24 +33,28 @@ pub struct dfn_pipeline_options {
     /// Bytes of this struct in the caller's header.
     pub struct_size: usize,
     /// The number format that weights are held in: "float32", "float16" or "bfloat16". On the CPU the
-    /// arithmetic is float32 in all three. NULL: float32 on the CPU, float16 elsewhere.
+    /// arithmetic is float32 in all three, but that processors which multiply bfloat16 do so. NULL: float32 on
+    /// the CPU, float16 elsewhere.
     pub dtype: *const c_char,
     /// "cpu", "cuda" or "metal", with a number as "cuda:1" where there are several. NULL: "cpu".
     pub device: *const c_char,
     /// Prefers weight files of a variant, such as "fp16". NULL: those of none.
     pub variant: *const c_char,
+    /// How many threads the layers work on, on the CPU, up to 1024. Pictures are the same on any number. 0: those
+    /// of the whole process, one for each processor.
+    pub num_threads: u32,
 }
 
 // SAFETY: `repr(C)`, a `usize` first, raw pointers.
 unsafe impl Versioned for dfn_pipeline_options {
     const NAME: &'static str = "dfn_pipeline_options";
-    // With the first field that is appended this becomes that field's offset.
-    const MIN_SIZE: usize = size_of::<Self>();
+    const MIN_SIZE: usize = offset_of!(Self, num_threads);
     const DEFAULT: Self = Self {
         struct_size: size_of::<Self>(),
         dtype: null(),
         device: null(),
         variant: null(),
+        num_threads: 0,
     };
 }
 
@@ -113,6 +117,9 @@ pub unsafe extern "C" fn dfn_pipeline_open(
         }
         if let Some(variant) = variant {
             builder = builder.variant(variant);
+        }
+        if options.num_threads > 0 {
+            builder = builder.num_threads(options.num_threads as usize);
         }
         let inner = SharedPipeline::new(builder.build()?);
         let handle = Box::into_raw(Box::new(dfn_pipeline { inner }));

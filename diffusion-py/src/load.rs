@@ -23,6 +23,7 @@ pub(crate) struct Parts {
     pub(crate) variant: Option<String>,
     pub(crate) revision: Option<String>,
     pub(crate) device: String,
+    pub(crate) num_threads: Option<usize>,
     pub(crate) vae: Vec<PathBuf>,
     pub(crate) loras: Vec<ScaledLora>,
     pub(crate) embeddings: Vec<NamedEmbedding>,
@@ -54,6 +55,9 @@ pub(crate) fn load(py: Python<'_>, parts: Parts) -> PyResult<Pipeline> {
         }
         if let Some(revision) = parts.revision {
             builder = builder.revision(revision);
+        }
+        if let Some(count) = parts.num_threads {
+            builder = builder.num_threads(count);
         }
         for path in parts.vae {
             builder = builder.vae_from(path);

@@ -23,7 +23,7 @@ pub(crate) struct NativePipeline(SharedPipeline);
 #[pymethods]
 impl NativePipeline {
     #[staticmethod]
-    #[pyo3(signature = (path, *, dtype, variant, revision, device, vae, loras, embeddings))]
+    #[pyo3(signature = (path, *, dtype, variant, revision, device, num_threads, vae, loras, embeddings))]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments in Python")]
     fn load(
         py: Python<'_>,
@@ -32,6 +32,7 @@ impl NativePipeline {
         variant: Option<String>,
         revision: Option<String>,
         device: String,
+        num_threads: Option<usize>,
         vae: Vec<PathBuf>,
         loras: Vec<ScaledLora>,
         embeddings: Vec<NamedEmbedding>,
@@ -42,6 +43,7 @@ impl NativePipeline {
             variant,
             revision,
             device,
+            num_threads,
             vae,
             loras,
             embeddings,

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import diffusion_py
 import numpy as np
 import pytest
+from conftest import EMOJI
 
 
 def test_progress(pipe, short):
@@ -105,3 +106,12 @@ def test_gil_is_released(pipe, short):
     done.set()
     thread.join()
     assert sum(start < tick < end for tick in ticks) >= 10
+
+
+def test_threads_of_its_own(pipe, short):
+    expected = np.asarray(pipe.generate(**short).images[0])
+    alone = diffusion_py.Pipeline.from_pretrained(EMOJI, num_threads=1)
+    assert np.array_equal(np.asarray(alone.generate(**short).images[0]), expected)
+    for count in (0, -1, 10**6):
+        with pytest.raises(diffusion_py.InvalidArgumentError, match="num_threads"):
+            diffusion_py.Pipeline.from_pretrained(EMOJI, num_threads=count)

@@ -146,6 +146,7 @@ class NativePipeline:
         variant: str | None,
         revision: str | None,
         device: str,
+        num_threads: int | None,
         vae: list[str],
         loras: list[tuple[str, LoraScale]],
         embeddings: list[tuple[str, str | None]],

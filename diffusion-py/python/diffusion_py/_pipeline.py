@@ -52,6 +52,7 @@ class Pipeline:
         variant: str | None = None,
         revision: str | None = None,
         device: object = "cpu",
+        num_threads: SupportsIndex | None = None,
         vae: Path | Iterable[Path] | None = None,
         loras: Loras | None = None,
         embeddings: Path | Iterable[Path | tuple[Path, str]] | None = None,
@@ -67,12 +68,14 @@ class Pipeline:
                 others. Ctrl-C stops a download, and the next call goes on with it.
             dtype: The number format that weights are held in: ``"float32"``, ``"float16"``,
                 ``"bfloat16"``, or an object that prints as one, such as ``torch.float16``. On the
-                CPU the arithmetic is float32 in all three. Default: float32 on the CPU, float16
-                elsewhere.
+                CPU the arithmetic is float32 in all three, but that processors which multiply
+                bfloat16 do so. Default: float32 on the CPU, float16 elsewhere.
             variant: Prefers weight files of this variant, such as ``"fp16"``.
             revision: The branch, tag or commit of a model on the hub. Default: ``"main"``.
             device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"metal"``, or an object that prints as
                 one, such as ``torch.device("cuda")``.
+            num_threads: How many threads the layers work on, on the CPU, from 1 to 1024. Pictures are
+                the same on any number. Default: those of the whole process, one for each processor.
             vae: Another autoencoder in place of the model's: its folder or file, a model that has
                 one, or an id (``"owner/name/file.safetensors"``); or the list of its files, as
                 TAESD's encoder and decoder.
@@ -98,6 +101,7 @@ class Pipeline:
             variant=variant,
             revision=revision,
             device=str(device),
+            num_threads=_arguments.optional_whole("num_threads", num_threads),
             vae=_arguments.paths("vae", vae),
             loras=_arguments.loras(loras),
             embeddings=_arguments.with_paths("embeddings", embeddings, None),

@@ -353,12 +353,11 @@ fn pointers(
 }
 
 impl Attend<'_> {
-    /// Queries over the root of their width, times log2(e), as units.
+    /// Queries over the root of their width, as units.
     #[inline(always)]
     fn scale_queries<K: Kernel>(&self, queries: &mut [f32]) {
         let (x, units) = (self.x, units::<K>(self.x.width));
-        // Weights are powers of two, which are cheaper than those of e.
-        let scale = std::f32::consts::LOG2_E / (x.width as f32).sqrt();
+        let scale = (x.width as f32).sqrt().recip();
         for row in 0..self.count {
             let at = x.at(self.plane, self.first + row, self.layout.queries);
             let query = &x.q[at..at + x.width];
@@ -433,8 +432,8 @@ unsafe fn weigh<K: Kernel>(
         let mut sum = K::S::splat(0.0);
         for panel in 0..num_panels {
             let row = row_of(panel);
-            let low = math::exp2::<K::S>(K::S::add(K::S::load(row), minus));
-            let high = math::exp2::<K::S>(K::S::add(K::S::load(row.add(lanes)), minus));
+            let low = math::exp::<K::S>(K::S::add(K::S::load(row), minus));
+            let high = math::exp::<K::S>(K::S::add(K::S::load(row.add(lanes)), minus));
             sum = K::S::add(sum, K::S::add(low, high));
             match K::PAIRS {
                 true => K::S::store(row, K::narrow(low, high)),
@@ -447,7 +446,7 @@ unsafe fn weigh<K: Kernel>(
         let factor = if before == largest {
             1.0
         } else {
-            (before - largest).exp2()
+            (before - largest).exp()
         };
         *state = (largest, total * factor + K::S::sum(sum));
         factor

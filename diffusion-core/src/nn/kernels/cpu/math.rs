@@ -49,34 +49,6 @@ pub(super) unsafe fn exp<S: Simd>(x: S::Vector) -> S::Vector {
     }
 }
 
-/// `2^x` of numbers that are not above 127; below -126 one that is next to nothing.
-///
-/// The polynomial is a fit of `(2^x - 1) / x` at Chebyshev's points, right to 5e-9.
-///
-/// # Safety
-/// As [`Simd`].
-#[inline(always)]
-pub(super) unsafe fn exp2<S: Simd>(x: S::Vector) -> S::Vector {
-    // SAFETY: the caller's.
-    unsafe {
-        let x = S::max(S::splat(-126.0), x);
-        let n = S::round(x);
-        let y = polynomial::<S>(
-            S::sub(x, n),
-            &[
-                1.0,
-                std::f32::consts::LN_2,
-                2.402_265e-1,
-                5.550_357e-2,
-                9.618_057e-3,
-                1.339_086_7e-3,
-                1.546_144_7e-4,
-            ],
-        );
-        S::mul(y, S::exp2(n))
-    }
-}
-
 /// `x / (1 + e^(-factor x))`.
 ///
 /// # Safety
