@@ -7,6 +7,7 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput};
+use diffusion_benches::fma;
 use diffusion_core::nn::{
     Activation, Conv2d, Conv2dConfig, GroupNorm, LayerNorm, Linear, Mask, Params, attention,
 };
@@ -37,6 +38,9 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
         .sample_size(10)
         .measurement_time(Duration::from_secs(3))
         .configure_from_args();
+    let threads = std::thread::available_parallelism()?.get();
+    let peak = fma::peak_flops(threads, Duration::from_millis(300)) / 1e9;
+    println!("the processor's peak now, f32, {threads} threads: {peak:.0} GFLOP/s");
     convolutions(&mut criterion)?;
     products(&mut criterion)?;
     attentions(&mut criterion)?;

@@ -90,15 +90,7 @@ fn pictures_at_once_are_those_one_by_one() -> TestResult {
     let pipe = emoji_pipeline()?;
     let single = pipe.generate(&request().num_images(3))?;
     let batch = pipe.generate(&request().num_images(3).batch_size(2))?;
-    for (a, b) in single.images.iter().zip(&batch.images) {
-        let furthest = a
-            .as_raw()
-            .iter()
-            .zip(b.as_raw())
-            .map(|(a, b)| a.abs_diff(*b))
-            .max();
-        assert!(furthest <= Some(1), "{furthest:?} levels apart");
-    }
+    assert_eq!(single.images, batch.images);
     Ok(())
 }
 

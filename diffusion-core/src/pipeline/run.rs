@@ -246,7 +246,7 @@ impl Pipeline {
     ) -> Result<Sampled> {
         let begun = Instant::now();
         // What a step leaves serves the next one.
-        let (_memory, _threads) = (Lease::new(), self.threads.enter());
+        let (_memory, _threads) = (Lease::of_run(), self.threads.enter());
         let mut warnings = Vec::new();
         let canvas = Canvas::new(request, (checked.width, checked.height));
         let start = Start::new(self, request, &checked, &canvas, &mut warnings)?;

@@ -192,7 +192,7 @@ impl UNet {
     /// [`InvalidArgument`](crate::Error::InvalidArgument) if the number of timesteps, the added conditioning,
     /// residuals or `shrink` do not fit, [`Tensor`](crate::Error::Tensor) if a shape does not.
     pub fn forward(&self, input: &UNetInput<'_>) -> Result<Tensor> {
-        let _memory = Lease::new();
+        let _memory = Lease::of_evaluation();
         let mut encoded = self.encoder.forward(input, None)?;
         if let Some(control) = input.residuals.and_then(|r| r.control.as_ref()) {
             control.add_to(&mut encoded.skips, &mut encoded.mid)?;

@@ -29,14 +29,26 @@ fn pool() -> MutexGuard<'static, Pool> {
 }
 
 /// While one lives, buffers that are dropped are kept for the next ones. With the last the memory goes back to
-/// the system.
+/// the system; and after each run, so that runs of other sizes at the same time do not pile it up.
 #[derive(Debug)]
-pub(crate) struct Lease(());
+pub(crate) struct Lease {
+    is_run: bool,
+}
 
 impl Lease {
-    pub(crate) fn new() -> Self {
+    /// For one evaluation of a model.
+    pub(crate) fn of_evaluation() -> Self {
+        Self::new(false)
+    }
+
+    /// For many.
+    pub(crate) fn of_run() -> Self {
+        Self::new(true)
+    }
+
+    fn new(is_run: bool) -> Self {
         pool().leases += 1;
-        Self(())
+        Self { is_run }
     }
 }
 
@@ -44,8 +56,9 @@ impl Drop for Lease {
     fn drop(&mut self) {
         let mut pool = pool();
         pool.leases -= 1;
-        if pool.leases == 0 {
+        if pool.leases == 0 || self.is_run {
             let free = std::mem::take(&mut pool.free);
+            // Giving much memory back takes time, in which others want some.
             drop(pool);
             drop(free);
         }
@@ -106,6 +119,24 @@ impl Drop for Buffer {
         let mut pool = pool();
         if pool.leases > 0 && !lines.is_empty() {
             pool.free.entry(lines.len()).or_default().push(lines);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_aligned_and_as_many_as_asked() {
+        let _memory = Lease::of_evaluation();
+        for len in [0, 1, 15, 16, 17, 1000] {
+            let mut buffer = Buffer::new(len);
+            buffer.as_mut().fill(1.0);
+            assert_eq!(buffer.as_ref().len(), len);
+            assert_eq!(buffer.as_ref().as_ptr() as usize % 64, 0);
+            let copy = Buffer::from_slice(buffer.as_ref());
+            assert_eq!(copy.as_ref(), buffer.as_ref());
         }
     }
 }
