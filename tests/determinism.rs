@@ -190,6 +190,45 @@ fn cancelled_within_one_step_and_usable_after() -> TestResult {
 }
 
 #[test]
+fn what_a_cancelled_run_came_to() -> TestResult {
+    let pipe = Pipeline::builder().weights(model_path("sd15")).build()?;
+    let mut seen = Vec::new();
+    let request = request()
+        .size(64, 64)
+        .seed(1)
+        .num_images(3)
+        .keep_cancelled(true);
+    let sampled = pipe.generate_latents(&request, &mut |progress| {
+        if progress.images.start == 1 && progress.step == 2 {
+            seen.push(progress.latents.clone());
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
+    })?;
+    assert_eq!(sampled.seeds, [1, 2]);
+    assert_eq!(sampled.latents.dims(), [2, 4, 8, 8]);
+    let last = sampled.latents.narrow(0, 1, 1)?;
+    assert_eq!(
+        (last - &seen[0])?.abs()?.sum_all()?.to_scalar::<f32>()?,
+        0.0
+    );
+    assert_eq!(sampled.warnings.len(), 1);
+    let whole = pipe.generate(&request)?.images;
+    let mut steps = 0;
+    let some = pipe.generate_with(&request, &mut |_| {
+        steps += 1;
+        match steps < 6 {
+            true => ControlFlow::Continue(()),
+            false => ControlFlow::Break(()),
+        }
+    })?;
+    // The first picture was done, the second was not.
+    assert_eq!(some.images.len(), 2);
+    assert!(some.images[0] == whole[0] && some.images[1] != whole[1]);
+    Ok(())
+}
+
+#[test]
 fn a_run_keeps_the_pipeline_that_it_began_with() -> TestResult {
     let shared = SharedPipeline::new(Pipeline::builder().weights(model_path("sd15")).build()?);
     let lora = Lora::open(golden_path("loras/kohya_a.safetensors"))?;

@@ -53,49 +53,14 @@ fn a_thousand_cancelled_and_a_hundred_failed_runs() -> TestResult {
         Ok(())
     };
     // The allocator's pools fill first.
-    rest(0..100)?;
+    rest(0..1000)?;
     let filled = resident()?;
-    rest(100..1100)?;
+    rest(1000..2100)?;
     let after = resident()?;
     assert!(
         after < filled * 1.02,
         "{filled} bytes before, {after} after"
     );
     assert!(pipe.generate(&request())?.images == before);
-    Ok(())
-}
-
-#[test]
-fn what_a_cancelled_run_came_to() -> TestResult {
-    let pipe = Pipeline::builder().weights(model_path("sd15")).build()?;
-    let mut seen = Vec::new();
-    let request = request().num_images(3).keep_cancelled(true);
-    let sampled = pipe.generate_latents(&request, &mut |progress| {
-        if progress.images.start == 1 && progress.step == 2 {
-            seen.push(progress.latents.clone());
-            return ControlFlow::Break(());
-        }
-        ControlFlow::Continue(())
-    })?;
-    assert_eq!(sampled.seeds, [1, 2]);
-    assert_eq!(sampled.latents.dims(), [2, 4, 8, 8]);
-    let last = sampled.latents.narrow(0, 1, 1)?;
-    assert_eq!(
-        (last - &seen[0])?.abs()?.sum_all()?.to_scalar::<f32>()?,
-        0.0
-    );
-    assert_eq!(sampled.warnings.len(), 1);
-    let whole = pipe.generate(&request)?.images;
-    let mut steps = 0;
-    let some = pipe.generate_with(&request, &mut |_| {
-        steps += 1;
-        match steps < 6 {
-            true => ControlFlow::Continue(()),
-            false => ControlFlow::Break(()),
-        }
-    })?;
-    // The first picture was done, the second was not.
-    assert_eq!(some.images.len(), 2);
-    assert!(some.images[0] == whole[0] && some.images[1] != whole[1]);
     Ok(())
 }

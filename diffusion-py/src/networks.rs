@@ -17,6 +17,7 @@ pub(crate) struct RawNetworks {
     pag: (f64, f64, Vec<String>),
     /// Block, factor, whether the skip keeps its size, start, end.
     deep_shrink: Option<(usize, f64, bool, f64, f64)>,
+    deep_cache: usize,
     seamless: (bool, bool),
     vae_tiling: Option<RawTiling>,
     vae_slicing: bool,
@@ -39,6 +40,7 @@ impl RawNetworks {
             .pag_scale(scale)
             .pag_adaptive_scale(adaptive_scale)
             .pag_layers(layers)
+            .deep_cache(self.deep_cache)
             .seamless(Seamless { x, y })
             .vae_slicing(self.vae_slicing);
         let tiling = self.vae_tiling.map(|tiling| match tiling {

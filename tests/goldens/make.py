@@ -20,6 +20,7 @@ import canvas
 import comfyui
 import containers
 import controls
+import deep_cache
 import edm
 import embeddings
 import equations
@@ -76,6 +77,7 @@ def main():
         "tiling": tiling.make,
         "seamless": seamless.make,
         "shrink": shrink.make,
+        "deep_cache": deep_cache.make,
         "perturbed": perturbed.make,
         "single_files": single_files.make,
         "gradients": gradients.make,

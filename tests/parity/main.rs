@@ -6,6 +6,7 @@ mod canvas;
 mod containers;
 mod controls;
 mod conversions;
+mod deep_cache;
 mod embeddings;
 mod full_size;
 mod full_size_ip_adapters;

@@ -104,7 +104,7 @@ impl Random {
     }
 
     fn changed(&mut self, request: GenerateRequest) -> GenerateRequest {
-        match self.below(24) {
+        match self.below(25) {
             0 => request.num_steps(self.count()),
             1 => request.num_images(self.count()),
             2 => request.batch_size(self.count()),
@@ -138,6 +138,7 @@ impl Random {
                 size: self.side(),
                 overlap: self.number(),
             }),
+            23 => request.deep_cache(self.count()),
             _ => request.hires(Hires {
                 strength: self.number(),
                 num_steps: Some(self.count()),

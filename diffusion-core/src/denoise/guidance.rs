@@ -5,8 +5,8 @@ use std::ops::Range;
 use candle_core::{D, DType, Tensor};
 
 use super::{
-    Channels, Controls, DeepShrink, Denoiser, Estimate, Guidance, ImagePrompt, NoiseSchedule,
-    Perturbation,
+    Channels, Controls, DeepCache, DeepShrink, Denoiser, Estimate, Guidance, ImagePrompt,
+    NoiseSchedule, Perturbation,
 };
 use crate::config::PerLevel;
 use crate::error::{Error, Result};
@@ -110,6 +110,7 @@ pub struct Guided<'a> {
     controls: Controls<'a>,
     perturbation: Option<Perturbation>,
     deep_shrink: Option<DeepShrink>,
+    deep_cache: DeepCache,
     /// The number of the step and how many there are, once a run says so.
     step: Option<(usize, usize)>,
 }
@@ -201,6 +202,7 @@ impl<'a> Guided<'a> {
             controls: Controls::default(),
             perturbation: None,
             deep_shrink: None,
+            deep_cache: DeepCache::every(1),
             step: None,
         })
     }
@@ -223,6 +225,14 @@ impl<'a> Guided<'a> {
     pub fn with_deep_shrink(self, deep_shrink: Option<DeepShrink>) -> Self {
         Self {
             deep_shrink,
+            ..self
+        }
+    }
+
+    /// The same with inner levels that are asked in each `interval`-th evaluation alone, 1 or more.
+    pub fn with_deep_cache(self, interval: usize) -> Self {
+        Self {
+            deep_cache: DeepCache::every(interval),
             ..self
         }
     }
@@ -258,7 +268,8 @@ impl<'a> Guided<'a> {
             residuals: residuals.as_ref(),
             ..input
         };
-        let outputs = self.unet.forward(&input)?.to_dtype(DType::F32)?;
+        let outputs = self.deep_cache.forward(self.unet, &input)?;
+        let outputs = outputs.to_dtype(DType::F32)?;
         let outputs = outputs.chunk(parts.count, 0)?;
         let push = match (&self.perturbation, outputs.last()) {
             (Some(perturbation), Some(prompted)) => {

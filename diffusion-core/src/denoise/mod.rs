@@ -2,6 +2,7 @@
 
 mod channels;
 mod controls;
+mod deep_cache;
 mod deep_shrink;
 mod guidance;
 mod image_prompt;
@@ -17,6 +18,7 @@ use candle_core::Tensor;
 
 pub use channels::Channels;
 pub use controls::{Controls, FeatureControl, NetControl, Window};
+use deep_cache::DeepCache;
 pub use deep_shrink::DeepShrink;
 pub(crate) use guidance::row_for_each;
 pub use guidance::{Conditioning, Guided};

@@ -19,6 +19,7 @@ pub use safety_checker::{SafetyChecker, SafetyReport};
 pub use t2i_adapter::{AdapterType, T2iAdapter, T2iAdapterConfig};
 pub use tokenizer::{Encoding, Token, Tokenizer};
 pub use unet::{
-    ControlResiduals, CrossAttention, Shrink, TextTime, UNet, UNetConfig, UNetInput, UNetResiduals,
+    ControlResiduals, CrossAttention, DeepFeatures, Shrink, TextTime, UNet, UNetConfig, UNetInput,
+    UNetResiduals,
 };
 pub use vae::{AutoencoderKl, AutoencoderTiny, Posterior, Vae, VaeTiling};

@@ -11,6 +11,9 @@ use crate::nn::Seamless;
 /// The layers that are perturbed where a request names none.
 const PAG_LAYERS: &str = "mid";
 
+/// The most evaluations for which inner levels are asked once.
+const MAX_INTERVAL: usize = 1000;
+
 impl Pipeline {
     /// The UNet of a request, in the same memory.
     pub(super) fn unet_of(&self, request: &GenerateRequest) -> Result<Cow<'_, UNet>> {
@@ -76,6 +79,10 @@ impl Pipeline {
                 let expected = format!("a number from 0 to {MAX_SCALE}");
                 return Err(Error::argument(name, expected, value));
             }
+        }
+        if !(1..=MAX_INTERVAL).contains(&request.deep_cache) {
+            let expected = format!("1 to {MAX_INTERVAL}");
+            return Err(Error::argument("deep_cache", expected, request.deep_cache));
         }
         self.perturbation_of(request)?;
         let Some(deep_shrink) = request.deep_shrink else {

@@ -307,7 +307,8 @@ impl Pipeline {
                 Ok(guided
                     .with_controls(controls.clone())
                     .with_perturbation(perturbation.clone())
-                    .with_deep_shrink(request.deep_shrink))
+                    .with_deep_shrink(request.deep_shrink)
+                    .with_deep_cache(request.deep_cache))
             };
             let planned = Planned::new(&plan, &request.guidance, guided);
             let mut denoiser = match (begin.mask, begin.clean) {

@@ -53,6 +53,7 @@ def networks(
     pag_adaptive_scale: SupportsFloat,
     pag_applied_layers: str | Iterable[str],
     deep_shrink: DeepShrink | None,
+    deep_cache: SupportsIndex,
     seamless: Seamless,
     vae_tiling: VaeTiling | None,
     vae_slicing: bool,
@@ -62,6 +63,7 @@ def networks(
     return {
         "pag": (pag_scale, pag_adaptive_scale, [layers] if isinstance(layers, str) else list(layers)),
         "deep_shrink": None if deep_shrink is None else _shrink(deep_shrink),
+        "deep_cache": _arguments.whole("deep_cache", deep_cache),
         "seamless": _directions(seamless),
         "vae_tiling": _tiling(vae_tiling),
         "vae_slicing": vae_slicing,

@@ -225,6 +225,7 @@ class Pipeline:
         margins: Iterable[SupportsIndex] | None = None,
         hires: Hires | None = None,
         deep_shrink: DeepShrink | None = None,
+        deep_cache: SupportsIndex = 1,
         seamless: Seamless = False,
         vae_tiling: VaeTiling | None = None,
         vae_slicing: bool = False,
@@ -315,6 +316,8 @@ class Pipeline:
             hires: A second pass in a larger size.
             deep_shrink: Smaller inner levels in the first part of the run, for pictures larger than the model
                 knows.
+            deep_cache: Asks the UNet's inner levels in each so-many-th evaluation alone, from 1, all, to
+                1000, and takes over what they found in the others: faster, and a little different.
             seamless: Whether copies of the picture fit side by side: in both directions, or along ``"x"`` or
                 ``"y"`` alone.
             vae_tiling: Whether the autoencoder works in blended tiles, which take less memory: ``"off"``,

@@ -98,6 +98,7 @@ FIELDS: dict[str, Callable[[Any], dict[str, Any]]] = {
             "masked_content",
             "denoising_start",
             "denoising_end",
+            "deep_cache",
             "pag_scale",
             "pag_adaptive_scale",
             "vae_slicing",

@@ -81,7 +81,7 @@ def build(pipe: NativePipeline, told: Mapping[str, Any]) -> NativeRequest:
     )
     networks = _networks.networks(
         **those("pag_scale", "pag_adaptive_scale", "pag_applied_layers"),
-        **those("deep_shrink", "seamless", "vae_tiling", "vae_slicing"),
+        **those("deep_shrink", "deep_cache", "seamless", "vae_tiling", "vae_slicing"),
     )
     return NativeRequest(plain, start, networks)
 

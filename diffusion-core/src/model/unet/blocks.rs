@@ -213,6 +213,11 @@ impl UpBlock {
         Ok(Self { layers, upsampler })
     }
 
+    /// How many skips it takes.
+    pub(super) fn num_skips(&self) -> usize {
+        self.layers.len()
+    }
+
     /// Takes its skips from the end of `skips`, and the size of those that are larger. The picture grows to the size
     /// of the next of them, which is twice its own but for odd sizes.
     pub(super) fn forward(

@@ -118,6 +118,20 @@ impl Encoder {
         input: &UNetInput<'a>,
         hint: Option<&Activation>,
     ) -> Result<Encoded<'a>> {
+        self.forward_levels(input, hint, self.down_blocks.len())
+    }
+
+    /// The outermost level alone; what is beyond it, is not there.
+    pub(super) fn forward_outermost<'a>(&self, input: &UNetInput<'a>) -> Result<Encoded<'a>> {
+        self.forward_levels(input, None, 1)
+    }
+
+    fn forward_levels<'a>(
+        &self,
+        input: &UNetInput<'a>,
+        hint: Option<&Activation>,
+        levels: usize,
+    ) -> Result<Encoded<'a>> {
         if let Some(shrink) = input.shrink {
             shrink.check(self.config.skip_channels()?.len())?;
         }
@@ -147,10 +161,11 @@ impl Encoder {
             ..Skips::default()
         };
         x = skips.keep(x)?;
-        for block in &self.down_blocks {
+        for block in &self.down_blocks[..levels] {
             x = block.forward(&x, cond, features.next(), &mut skips)?;
         }
-        if let Some(block) = &self.mid_block {
+        let mid_block = self.mid_block.as_ref();
+        if let Some(block) = mid_block.filter(|_| levels == self.down_blocks.len()) {
             x = block.forward(&x, cond)?;
         }
         if let Some(feature) = features.next() {

@@ -3,6 +3,7 @@
 mod blocks;
 mod config;
 mod cross_attention;
+mod deep;
 mod encoder;
 mod levels;
 mod perturbed;
@@ -14,6 +15,8 @@ use candle_core::{DType, Device, Tensor};
 use blocks::UpBlock;
 pub use config::{AdditionEmbedType, BlockType, MidBlockType, TransformerLayers, UNetConfig};
 pub use cross_attention::CrossAttention;
+pub use deep::DeepFeatures;
+use encoder::Encoded;
 pub(super) use encoder::Encoder;
 use levels::Levels;
 pub use residuals::{ControlResiduals, UNetResiduals};
@@ -21,8 +24,8 @@ pub use shrink::Shrink;
 
 use crate::error::Result;
 use crate::nn::{
-    Conv2d, Conv2dConfig, GroupNorm, ImageAttention, Lease, Params, PerturbedAttention, Seamless,
-    TensorSource, WeightChanges, Weights,
+    Activation, Conv2d, Conv2dConfig, GroupNorm, ImageAttention, Lease, Params, PerturbedAttention,
+    Seamless, TensorSource, WeightChanges, Weights,
 };
 
 /// What SDXL is told beside the text.
@@ -192,6 +195,11 @@ impl UNet {
     /// [`InvalidArgument`](crate::Error::InvalidArgument) if the number of timesteps, the added conditioning,
     /// residuals or `shrink` do not fit, [`Tensor`](crate::Error::Tensor) if a shape does not.
     pub fn forward(&self, input: &UNetInput<'_>) -> Result<Tensor> {
+        self.forward_whole(input).map(|(_, answer)| answer)
+    }
+
+    /// One evaluation, and what went into its last block on the way up.
+    fn forward_whole(&self, input: &UNetInput<'_>) -> Result<(Activation, Tensor)> {
         let _memory = Lease::of_evaluation();
         let mut encoded = self.encoder.forward(input, None)?;
         if let Some(control) = input.residuals.and_then(|r| r.control.as_ref()) {
@@ -199,9 +207,32 @@ impl UNet {
         }
         let mut skips = std::mem::take(&mut encoded.skips);
         let mut x = encoded.mid.clone();
-        for block in &self.up_blocks {
+        for block in &self.up_blocks[..self.up_blocks.len() - 1] {
             x = block.forward(&x, encoded.conditioning(), &mut skips)?;
         }
+        let answer = self.finish(&x, &encoded, skips)?;
+        Ok((x, answer))
+    }
+
+    /// One evaluation of the outermost level alone, around what was found within.
+    fn forward_shallow(&self, input: &UNetInput<'_>, features: &Activation) -> Result<Tensor> {
+        let _memory = Lease::of_evaluation();
+        let mut encoded = self.encoder.forward_outermost(input)?;
+        let mut skips = std::mem::take(&mut encoded.skips);
+        // Beyond them is what the next level begins with.
+        skips.truncate(self.up_blocks[self.up_blocks.len() - 1].num_skips());
+        self.finish(features, &encoded, skips)
+    }
+
+    /// The last block on the way up, and what follows.
+    fn finish(
+        &self,
+        x: &Activation,
+        encoded: &Encoded<'_>,
+        mut skips: Vec<Activation>,
+    ) -> Result<Tensor> {
+        let last = &self.up_blocks[self.up_blocks.len() - 1];
+        let x = last.forward(x, encoded.conditioning(), &mut skips)?;
         let x = self.conv_norm_out.forward_then(&x, self.config().act_fn)?;
         Ok(self.conv_out.forward(&x)?.to_nchw()?.to_dtype(DType::F32)?)
     }

@@ -240,6 +240,7 @@ mod tests {
         .pag_adaptive_scale(0.01)
         .pag_layers(["mid", "up"])
         .deep_shrink(DeepShrink::default())
+        .deep_cache(3)
         .seamless(Seamless { x: true, y: false })
         .vae_tiling(VaeTiling::Off)
         .vae_slicing(true)

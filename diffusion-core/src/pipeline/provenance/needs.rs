@@ -52,6 +52,7 @@ pub(super) fn note_pictures(request: &GenerateRequest) -> Result<Map<String, Val
         pag_adaptive_scale: _,
         pag_layers: _,
         deep_shrink: _,
+        deep_cache: _,
         seamless: _,
         vae_tiling: _,
         vae_slicing: _,
