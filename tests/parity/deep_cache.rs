@@ -1,26 +1,12 @@
 //! DeepCache against diffusers' modules.
 
-use std::ops::ControlFlow;
-
-use diffusion_core::{ErrorKind, GenerateRequest, Pipeline, Tensor};
+use diffusion_core::{ErrorKind, Pipeline, Tensor};
 use diffusion_tests::{Golden, RUN_TOLERANCE, TestResult, assert_close, golden_json, model_path};
+
+use crate::guidance::{latents, request};
 
 fn max_difference(a: &Tensor, b: &Tensor) -> TestResult<f32> {
     Ok((a - b)?.abs()?.max_all()?.to_scalar()?)
-}
-
-fn latents(pipe: &Pipeline, request: &GenerateRequest) -> TestResult<Tensor> {
-    let sampled = pipe.generate_latents(request, &mut |_| ControlFlow::Continue(()))?;
-    Ok(sampled.latents)
-}
-
-fn request() -> GenerateRequest {
-    GenerateRequest::txt2img("two cats! on a red roof")
-        .negative_prompt("blurry, dark")
-        .size(96, 64)
-        .num_steps(6)
-        .seed(42)
-        .num_images(2)
 }
 
 #[test]

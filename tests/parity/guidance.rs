@@ -8,12 +8,12 @@ use diffusion_tests::{
     Golden, RUN_TOLERANCE, TOLERANCE, TestResult, assert_close, golden_json, model_path,
 };
 
-fn latents(pipe: &Pipeline, request: &GenerateRequest) -> TestResult<Tensor> {
+pub(crate) fn latents(pipe: &Pipeline, request: &GenerateRequest) -> TestResult<Tensor> {
     let sampled = pipe.generate_latents(request, &mut |_| ControlFlow::Continue(()))?;
     Ok(sampled.latents)
 }
 
-fn request() -> GenerateRequest {
+pub(crate) fn request() -> GenerateRequest {
     GenerateRequest::txt2img("two cats! on a red roof")
         .negative_prompt("blurry, dark")
         .size(96, 64)

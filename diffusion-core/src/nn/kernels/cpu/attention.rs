@@ -54,21 +54,14 @@ impl Layout {
         let keys = tokens(x.k);
         let lanes = isa.lanes();
         let (panel, block) = (2 * lanes, 2 * lanes * PANELS);
-        let is_paired = isa.available(x.precision) == Precision::Bf16;
-        let units = |elements: usize| {
-            if is_paired {
-                elements.div_ceil(2)
-            } else {
-                elements
-            }
-        };
-        let block_len = units(block) * x.width.next_multiple_of(lanes);
+        let precision = isa.available(x.precision);
+        let block_len = precision.units(block) * x.width.next_multiple_of(lanes);
         Self {
             queries: tokens(x.q),
             keys,
             panel,
             block,
-            keys_len: keys.next_multiple_of(panel) * units(x.width),
+            keys_len: keys.next_multiple_of(panel) * precision.units(x.width),
             block_len,
             values_len: keys.div_ceil(block) * block_len,
         }

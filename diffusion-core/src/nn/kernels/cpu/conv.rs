@@ -1,9 +1,8 @@
 //! Convolutions of channels-last pictures: products whose rows are the pixels under the kernel.
 
-use super::buffer::Buffer;
-use super::dispatch::{Isa, Precision, isa};
+use super::dispatch::{Isa, isa};
 use super::linear::precision_of;
-use super::pack::{Values, pairs};
+use super::pack::{Operand, Values};
 use super::product::{Epilogue, Product, Rows};
 use super::winograd;
 
@@ -15,6 +14,15 @@ pub(crate) struct Picture<'a> {
     pub(crate) height: usize,
     pub(crate) width: usize,
     pub(crate) channels: usize,
+}
+
+impl Picture<'_> {
+    /// # Panics
+    /// If there are not as many values as pixels and channels say.
+    pub(super) fn check(&self) {
+        let pixels = self.batch * self.height * self.width;
+        assert_eq!(self.values.len(), pixels * self.channels);
+    }
 }
 
 /// The shape of a convolution.
@@ -55,7 +63,24 @@ pub(super) struct Patches<'a> {
     pub(super) zeros: &'a [f32],
 }
 
-impl Patches<'_> {
+impl<'a> Patches<'a> {
+    /// Of a picture's values as `units`, of which `zeros` is a pixel.
+    pub(super) fn new(
+        units: &'a [f32],
+        picture: &Picture<'_>,
+        shape: Shape,
+        zeros: &'a [f32],
+    ) -> Self {
+        Self {
+            values: units,
+            units: zeros.len(),
+            height: picture.height,
+            width: picture.width,
+            shape,
+            zeros,
+        }
+    }
+
     pub(super) fn place(&self, image: usize, y: isize, x: isize) -> Place {
         Place {
             image: image * self.height * self.width,
@@ -152,40 +177,14 @@ pub(super) fn convolve_directly(
     epilogue: Epilogue<'_>,
     out: &mut [f32],
 ) {
-    let Picture {
-        batch,
-        height,
-        width,
-        channels,
-        ..
-    } = picture;
-    assert_eq!(picture.values.len(), batch * height * width * channels);
-    let num_rows = batch * shape.out.0 * shape.out.1;
+    picture.check();
+    let channels = picture.channels;
+    let num_rows = picture.batch * shape.out.0 * shape.out.1;
     let precision = precision_of(weight, isa);
-    let (units, converted);
-    let values = match precision {
-        Precision::F32 => {
-            units = channels;
-            picture.values
-        }
-        Precision::Bf16 => {
-            units = channels.div_ceil(2);
-            let mut buffer = Buffer::new(batch * height * width * units);
-            pairs(picture.values, channels, buffer.as_mut());
-            converted = buffer;
-            converted.as_ref()
-        }
-    };
-    let zeros = vec![0.0; units];
+    let operand = Operand::new(picture.values, channels, precision);
+    let zeros = vec![0.0; precision.units(channels)];
     let product = Product {
-        rows: Patches {
-            values,
-            units,
-            height,
-            width,
-            shape,
-            zeros: &zeros,
-        },
+        rows: Patches::new(operand.units(), &picture, shape, &zeros),
         num_rows,
         taps: shape.kernel.0 * shape.kernel.1,
         channels,

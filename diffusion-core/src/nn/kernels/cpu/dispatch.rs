@@ -18,6 +18,16 @@ pub(crate) enum Precision {
     Bf16,
 }
 
+impl Precision {
+    /// Units of so many elements: of one f32, or of two bf16.
+    pub(super) const fn units(self, elements: usize) -> usize {
+        match self {
+            Self::F32 => elements,
+            Self::Bf16 => elements.div_ceil(2),
+        }
+    }
+}
+
 /// The kinds of processors that kernels differ for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Isa {

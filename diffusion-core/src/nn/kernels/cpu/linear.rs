@@ -1,8 +1,7 @@
 //! Products of rows and weights.
 
-use super::buffer::Buffer;
 use super::dispatch::{Isa, Precision, isa};
-use super::pack::{Values, pairs};
+use super::pack::{Operand, Values};
 use super::product::{Epilogue, Product, Rows};
 
 /// Rows that follow each other.
@@ -64,24 +63,11 @@ fn linear_on(
     let outputs = out.len() / num_rows.max(1);
     assert_eq!(x.len(), num_rows * inputs);
     let precision = precision_of(weight, isa);
-    let (units, converted);
-    let values = match precision {
-        Precision::F32 => {
-            units = inputs;
-            x
-        }
-        Precision::Bf16 => {
-            units = inputs.div_ceil(2);
-            let mut buffer = Buffer::new(num_rows * units);
-            pairs(x, inputs, buffer.as_mut());
-            converted = buffer;
-            converted.as_ref()
-        }
-    };
+    let operand = Operand::new(x, inputs, precision);
     let product = Product {
         rows: Dense {
-            values,
-            stride: units,
+            values: operand.units(),
+            stride: precision.units(inputs),
         },
         num_rows,
         taps: 1,

@@ -3,6 +3,8 @@
 
 use half::{bf16, f16};
 
+use super::buffer::Buffer;
+use super::dispatch::Precision;
 use super::simd::{Kernel, Simd};
 use super::threads::{Shared, for_portions};
 
@@ -153,8 +155,35 @@ fn eight_pairs(elements: &[f32; 16]) -> [f32; 8] {
     units
 }
 
+/// Rows of a product's left matrix, as units.
+pub(super) enum Operand<'a> {
+    Values(&'a [f32]),
+    Pairs(Buffer),
+}
+
+impl<'a> Operand<'a> {
+    /// Of rows of `channels` values.
+    pub(super) fn new(x: &'a [f32], channels: usize, precision: Precision) -> Self {
+        match precision {
+            Precision::F32 => Self::Values(x),
+            Precision::Bf16 => {
+                let mut buffer = Buffer::new(x.len() / channels.max(1) * precision.units(channels));
+                pairs(x, channels, buffer.as_mut());
+                Self::Pairs(buffer)
+            }
+        }
+    }
+
+    pub(super) fn units(&self) -> &[f32] {
+        match self {
+            Self::Values(values) => values,
+            Self::Pairs(buffer) => buffer.as_ref(),
+        }
+    }
+}
+
 /// Rows of f32 as rows of pairs of bf16; an odd last element has zero beside it.
-pub(super) fn pairs(x: &[f32], channels: usize, out: &mut [f32]) {
+fn pairs(x: &[f32], channels: usize, out: &mut [f32]) {
     let units = channels.div_ceil(2);
     let shared = Shared::new(out);
     for_portions(

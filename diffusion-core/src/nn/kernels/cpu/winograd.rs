@@ -49,23 +49,10 @@ pub(super) fn convolve(
     epilogue: Epilogue<'_>,
     out: &mut [f32],
 ) {
-    let Picture {
-        values,
-        batch,
-        height,
-        width,
-        channels,
-    } = picture;
-    assert_eq!(values.len(), batch * height * width * channels);
+    picture.check();
+    let (batch, channels) = (picture.batch, picture.channels);
     let zeros = vec![0.0; channels];
-    let patches = Patches {
-        values,
-        units: channels,
-        height,
-        width,
-        shape,
-        zeros: &zeros,
-    };
+    let patches = Patches::new(picture.values, &picture, shape, &zeros);
     let (out_h, out_w) = shape.out;
     let outputs = out.len() / (batch * out_h * out_w).max(1);
     assert_eq!(out.len(), batch * out_h * out_w * outputs);
