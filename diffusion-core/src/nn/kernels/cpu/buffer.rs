@@ -11,17 +11,34 @@ struct Line([f32; 16]);
 
 const LANES: usize = 16;
 
+/// Lines that are kept for later at most, 256 MiB: what the steps of usual sizes hand on to each other. An autoencoder's
+/// largest values would otherwise be kept beside those that it works on.
+const MOST_FREE: usize = 1 << 22;
+
 #[derive(Default)]
 struct Pool {
     /// By their number of lines.
     free: BTreeMap<usize, Vec<Vec<Line>>>,
+    /// Lines of all of them.
+    num_free: usize,
     leases: usize,
 }
 
 static POOL: Mutex<Pool> = Mutex::new(Pool {
     free: BTreeMap::new(),
+    num_free: 0,
     leases: 0,
 });
+
+impl Pool {
+    /// A block of so many lines; a larger one if not much of it is wasted.
+    fn take(&mut self, lines: usize) -> Option<Vec<Line>> {
+        let mut fitting = self.free.range_mut(lines..=lines + lines / 4);
+        let block = fitting.find_map(|(_, blocks)| blocks.pop())?;
+        self.num_free -= block.len();
+        Some(block)
+    }
+}
 
 fn pool() -> MutexGuard<'static, Pool> {
     // Nothing panics while it is locked; and whatever it holds is memory of any content.
@@ -58,6 +75,7 @@ impl Drop for Lease {
         pool.leases -= 1;
         if pool.leases == 0 || self.is_run {
             let free = std::mem::take(&mut pool.free);
+            pool.num_free = 0;
             // Giving much memory back takes time, in which others want some.
             drop(pool);
             drop(free);
@@ -75,19 +93,7 @@ pub(crate) struct Buffer {
 impl Buffer {
     pub(crate) fn new(len: usize) -> Self {
         let lines = len.div_ceil(LANES);
-        // A larger one serves if not much of it is wasted.
-        let found = {
-            let mut pool = pool();
-            let fitting = pool.free.range_mut(lines..=lines + lines / 4);
-            let mut taken = None;
-            for (_, blocks) in fitting {
-                taken = blocks.pop();
-                if taken.is_some() {
-                    break;
-                }
-            }
-            taken
-        };
+        let found = pool().take(lines);
         let lines = found.unwrap_or_else(|| vec![Line([0.0; LANES]); lines]);
         Self { lines, len }
     }
@@ -117,7 +123,9 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         let lines = std::mem::take(&mut self.lines);
         let mut pool = pool();
-        if pool.leases > 0 && !lines.is_empty() {
+        let num_free = pool.num_free + lines.len();
+        if pool.leases > 0 && !lines.is_empty() && num_free <= MOST_FREE {
+            pool.num_free = num_free;
             pool.free.entry(lines.len()).or_default().push(lines);
         }
     }
