@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use clap::Parser;
 use diffusion_core::weights::Embedding;
-use diffusion_core::{Device, GenerateRequest, Pipeline, device};
+use diffusion_core::{Device, GenerateRequest, Pipeline, Quantization, device};
 use diffusion_examples::{emoji_model, peak_memory};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -55,6 +55,9 @@ struct Args {
     /// The number format that weights are held in: f32, f16 or bf16. Default: f32 on the CPU, f16 elsewhere.
     #[arg(long)]
     dtype: Option<String>,
+    /// Holds the layers of UNet and text encoder in fewer bits: int8.
+    #[arg(long)]
+    quantize: Option<Quantization>,
     /// cpu, cuda or metal, with a number as cuda:1 if there are several.
     #[arg(long, default_value = "cpu", value_parser = device::parse_device)]
     device: Device,
@@ -106,6 +109,9 @@ fn run(args: Args) -> Result<(), Box<dyn Error>> {
     }
     if let Some(dtype) = &args.dtype {
         builder = builder.dtype(device::parse_dtype(dtype)?);
+    }
+    if let Some(quantization) = args.quantize {
+        builder = builder.quantize(quantization);
     }
     let pipe = builder.build()?;
     for note in pipe.notes() {

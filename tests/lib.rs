@@ -110,6 +110,17 @@ impl Golden {
     }
 }
 
+/// Peak signal-to-noise ratio of 8-bit pictures, in dB.
+pub fn psnr(a: &[u8], b: &[u8]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let squares = a
+        .iter()
+        .zip(b)
+        .map(|(&a, &b)| (f64::from(a) - f64::from(b)).powi(2));
+    let mean = squares.sum::<f64>() / a.len() as f64;
+    20.0 * 255f64.log10() - 10.0 * mean.log10()
+}
+
 /// `max|ours - reference| / max|reference|`.
 pub fn relative_difference(ours: &[f64], reference: &[f64]) -> f64 {
     assert_eq!(ours.len(), reference.len(), "lengths differ");

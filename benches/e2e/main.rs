@@ -2,6 +2,7 @@
 //! run --model FOLDER`.
 
 mod parts;
+mod quality;
 mod run;
 
 use std::error::Error;
@@ -9,7 +10,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use diffusion_core::{DType, device};
+use diffusion_core::{DType, Quantization, device};
 
 type Result<T = ()> = std::result::Result<T, Box<dyn Error>>;
 
@@ -28,6 +29,8 @@ enum Task {
     Unet(parts::PartArgs),
     /// Decodes of the autoencoder, one line each after one about loading.
     Vae(parts::PartArgs),
+    /// How far the pictures of faster ways are from those of f32, and their times, one line for each way.
+    Quality(quality::QualityArgs),
     /// The processor's f32 peak, one line each time.
     Fma(parts::FmaArgs),
 }
@@ -41,6 +44,9 @@ struct ModelArgs {
     /// The number format that weights are held in.
     #[arg(long, default_value = "f32", value_parser = device::parse_dtype)]
     dtype: DType,
+    /// Holds layers in fewer bits: int8.
+    #[arg(long)]
+    quantize: Option<Quantization>,
     /// Side of the pictures in pixels.
     #[arg(long, default_value_t = 512)]
     size: usize,
@@ -51,6 +57,7 @@ fn main() -> ExitCode {
         Task::Run(args) => run::run(&args),
         Task::Unet(args) => parts::unet(&args),
         Task::Vae(args) => parts::vae(&args),
+        Task::Quality(args) => quality::quality(&args),
         Task::Fma(args) => parts::fma(&args),
     };
     match done {

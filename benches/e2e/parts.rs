@@ -7,6 +7,7 @@ use clap::Args;
 use diffusion_benches::{fma, peak_memory};
 use diffusion_core::config::PerLevel;
 use diffusion_core::model::{UNetConfig, UNetInput};
+use diffusion_core::nn::{Quantized, TensorSource};
 use diffusion_core::weights::{Checkpoint, ComponentKind};
 use diffusion_core::{Device, Tensor, UNet, Vae};
 use serde_json::{Value, json};
@@ -62,7 +63,12 @@ impl CountArgs {
 
 pub(crate) fn unet(args: &PartArgs) -> Result {
     let start = Instant::now();
-    let ModelArgs { model, dtype, size } = &args.model;
+    let ModelArgs {
+        model,
+        dtype,
+        quantize,
+        size,
+    } = &args.model;
     let checkpoint = Checkpoint::open(model)?;
     let part = checkpoint.required(ComponentKind::UNet)?;
     let config = UNetConfig::from_json(part.config_path, part.config)?;
@@ -70,7 +76,11 @@ pub(crate) fn unet(args: &PartArgs) -> Result {
     let PerLevel::Same(width) = config.cross_attention_dim else {
         return Err("a UNet with text of another width at each level is not timed here".into());
     };
-    let unet = UNet::new(config, &part.tensors, *dtype, &Device::Cpu)?;
+    let tensors = match quantize {
+        Some(quantization) => &Quantized::new(&part.tensors, *quantization) as &dyn TensorSource,
+        None => &part.tensors,
+    };
+    let unet = UNet::new(config, tensors, *dtype, &Device::Cpu)?;
     drop(checkpoint);
     println!("{}", json!({"load": start.elapsed().as_secs_f64()}));
 
@@ -83,7 +93,9 @@ pub(crate) fn unet(args: &PartArgs) -> Result {
 
 pub(crate) fn vae(args: &PartArgs) -> Result {
     let start = Instant::now();
-    let ModelArgs { model, dtype, size } = &args.model;
+    let ModelArgs {
+        model, dtype, size, ..
+    } = &args.model;
     let checkpoint = Checkpoint::open(model)?;
     let part = checkpoint.required(ComponentKind::Vae)?;
     let vae = Vae::new(

@@ -106,9 +106,9 @@ typedef struct dfn_pipeline_options {
      */
     size_t struct_size;
     /**
-     * The number format that weights are held in: "float32", "float16" or "bfloat16". On the CPU the
-     * arithmetic is float32 in all three, but that processors which multiply bfloat16 do so. NULL: float32 on
-     * the CPU, float16 elsewhere.
+     * The number format that weights are held in: "float32", "float16" or "bfloat16". On the CPU activations
+     * are float32 in all three, and so are products but those with bfloat16 weights, which are of 16 bits, faster
+     * and coarser. NULL: float32 on the CPU, float16 elsewhere.
      */
     const char *dtype;
     /**
@@ -124,6 +124,11 @@ typedef struct dfn_pipeline_options {
      * of the whole process, one for each processor.
      */
     uint32_t num_threads;
+    /**
+     * "int8": holds the layers of the UNet and the text encoders in eight bits; `dtype` is what all else is held
+     * in. NULL: off.
+     */
+    const char *quantize;
 } dfn_pipeline_options;
 
 /**
@@ -472,6 +477,22 @@ typedef struct dfn_generate_params {
      * How inner levels shrink, where `has_deep_shrink` is 1.
      */
     struct dfn_deep_shrink deep_shrink;
+    /**
+     * Which share of the tokens is merged with similar ones for self-attention in the outermost level of the UNet that
+     * has it (ToMe), from 0, none, to 0.9; usual is 0.5. Faster the larger the picture is, and a little different.
+     * Default: 0.
+     */
+    double token_merging;
+    /**
+     * In each so-many-th evaluation alone the UNet's inner levels are asked, and what they found serves the others
+     * (DeepCache), from 1, all, to 1000; usual is 2 or 3. Faster, and a little different. Default: 1.
+     */
+    uint32_t deep_cache;
+    /**
+     * After how many steps the text is read no more (T-GATE): guidance ends there, and cross-attention answers what it
+     * found last; usual is 10 of 25. Faster, and different in details. 0: never. Default: 0.
+     */
+    uint32_t tgate;
 } dfn_generate_params;
 
 /**
@@ -603,6 +624,12 @@ dfn_status dfn_pipeline_set_loras(struct dfn_pipeline *pipeline,
  * theirs; see dfn_pipeline.
  */
 dfn_status dfn_pipeline_clear_loras(struct dfn_pipeline *pipeline);
+
+/**
+ * Gives the memory of the text encoders back. Prompts that a run had before are known on, the last eight of them,
+ * until LoRAs or words change; others are then DFN_UNSUPPORTED.
+ */
+dfn_status dfn_pipeline_drop_text_encoders(struct dfn_pipeline *pipeline);
 
 /**
  * Adds a learned word of textual inversion, which prompts and negative prompts then use by its name.

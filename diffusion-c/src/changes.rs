@@ -66,6 +66,23 @@ pub unsafe extern "C" fn dfn_pipeline_clear_loras(pipeline: *mut dfn_pipeline) -
     })
 }
 
+/// Gives the memory of the text encoders back. Prompts that a run had before are known on, the last eight of them,
+/// until LoRAs or words change; others are then DFN_UNSUPPORTED.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dfn_pipeline_drop_text_encoders(
+    pipeline: *mut dfn_pipeline,
+) -> dfn_status {
+    guard(|| {
+        // SAFETY: the header asks for an open pipeline that nobody frees meanwhile.
+        let pipeline = unsafe { shared(pipeline) }?;
+        pipeline.change(|pipeline| {
+            pipeline.drop_text_encoders();
+            Ok(())
+        })?;
+        Ok(())
+    })
+}
+
 /// Adds a learned word of textual inversion, which prompts and negative prompts then use by its name.
 ///
 /// `path`: its file.

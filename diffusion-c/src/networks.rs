@@ -61,11 +61,16 @@ pub(crate) unsafe fn networks(
         .pag_scale(params.pag_scale)
         .pag_adaptive_scale(params.pag_adaptive_scale)
         .pag_layers(layers.map(str::trim))
+        .deep_cache(params.deep_cache as usize)
+        .token_merging(params.token_merging)
         .vae_slicing(params.vae_slicing != 0)
         .seamless(Seamless {
             x: params.seamless_x != 0,
             y: params.seamless_y != 0,
         });
+    if params.tgate != 0 {
+        request = request.tgate(params.tgate as usize);
+    }
     let tiles = (params.vae_tile_size, params.vae_tile_overlap);
     let tiling = match tiling {
         None => None,

@@ -212,6 +212,16 @@ pub struct dfn_generate_params {
     pub pag_layers: *const c_char,
     /// How inner levels shrink, where `has_deep_shrink` is 1.
     pub deep_shrink: dfn_deep_shrink,
+    /// Which share of the tokens is merged with similar ones for self-attention in the outermost level of the UNet that
+    /// has it (ToMe), from 0, none, to 0.9; usual is 0.5. Faster the larger the picture is, and a little different.
+    /// Default: 0.
+    pub token_merging: f64,
+    /// In each so-many-th evaluation alone the UNet's inner levels are asked, and what they found serves the others
+    /// (DeepCache), from 1, all, to 1000; usual is 2 or 3. Faster, and a little different. Default: 1.
+    pub deep_cache: u32,
+    /// After how many steps the text is read no more (T-GATE): guidance ends there, and cross-attention answers what it
+    /// found last; usual is 10 of 25. Faster, and different in details. 0: never. Default: 0.
+    pub tgate: u32,
 }
 
 // SAFETY: `repr(C)`, a `usize` first, numbers, raw pointers and a nullable function pointer.
@@ -268,6 +278,9 @@ unsafe impl Versioned for dfn_generate_params {
         pag_adaptive_scale: 0.0,
         pag_layers: null(),
         deep_shrink: dfn_deep_shrink::DEFAULT,
+        token_merging: 0.0,
+        deep_cache: 1,
+        tgate: 0,
     };
 }
 

@@ -32,9 +32,9 @@ const _: () = {
 pub struct dfn_pipeline_options {
     /// Bytes of this struct in the caller's header.
     pub struct_size: usize,
-    /// The number format that weights are held in: "float32", "float16" or "bfloat16". On the CPU the
-    /// arithmetic is float32 in all three, but that processors which multiply bfloat16 do so. NULL: float32 on
-    /// the CPU, float16 elsewhere.
+    /// The number format that weights are held in: "float32", "float16" or "bfloat16". On the CPU activations
+    /// are float32 in all three, and so are products but those with bfloat16 weights, which are of 16 bits, faster
+    /// and coarser. NULL: float32 on the CPU, float16 elsewhere.
     pub dtype: *const c_char,
     /// "cpu", "cuda" or "metal", with a number as "cuda:1" where there are several. NULL: "cpu".
     pub device: *const c_char,
@@ -43,6 +43,9 @@ pub struct dfn_pipeline_options {
     /// How many threads the layers work on, on the CPU, up to 1024. Pictures are the same on any number. 0: those
     /// of the whole process, one for each processor.
     pub num_threads: u32,
+    /// "int8": holds the layers of the UNet and the text encoders in eight bits; `dtype` is what all else is held
+    /// in. NULL: off.
+    pub quantize: *const c_char,
 }
 
 // SAFETY: `repr(C)`, a `usize` first, raw pointers.
@@ -55,6 +58,7 @@ unsafe impl Versioned for dfn_pipeline_options {
         device: null(),
         variant: null(),
         num_threads: 0,
+        quantize: null(),
     };
 }
 
@@ -102,11 +106,12 @@ pub unsafe extern "C" fn dfn_pipeline_open(
         };
         let mut builder = Pipeline::builder().weights(path);
         // SAFETY: the header asks for NULL or text that ends in NUL.
-        let (dtype, device, variant) = unsafe {
+        let (dtype, device, variant, quantize) = unsafe {
             (
                 optional_text(options.dtype, "dtype")?,
                 optional_text(options.device, "device")?,
                 optional_text(options.variant, "variant")?,
+                optional_text(options.quantize, "quantize")?,
             )
         };
         if let Some(dtype) = dtype {
@@ -117,6 +122,9 @@ pub unsafe extern "C" fn dfn_pipeline_open(
         }
         if let Some(variant) = variant {
             builder = builder.variant(variant);
+        }
+        if let Some(quantize) = quantize {
+            builder = builder.quantize(quantize.parse()?);
         }
         if options.num_threads > 0 {
             builder = builder.num_threads(options.num_threads as usize);

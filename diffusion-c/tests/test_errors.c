@@ -76,6 +76,9 @@ static void test_open(const char *model, const char *broken)
     options.variant = "nonesuch";
     check_open_fails(DFN_FORMAT, "nonesuch", model, &options);
     options.variant = NULL;
+    options.quantize = "int4";
+    check_open_fails(DFN_INVALID_ARGUMENT, "int8", model, &options);
+    options.quantize = NULL;
     options.struct_size = 0;
     check_open_fails(DFN_INVALID_ARGUMENT, "struct_size", model, &options);
     options.struct_size = SIZE_MAX;
@@ -258,6 +261,7 @@ static void test_changes(const char *other_family, const char *broken)
 
     CHECK_FAILS(DFN_INVALID_ARGUMENT, "pipeline", dfn_pipeline_clear_loras(NULL));
     CHECK_STATUS(DFN_OK, dfn_pipeline_clear_loras(pipeline));
+    CHECK_FAILS(DFN_INVALID_ARGUMENT, "pipeline", dfn_pipeline_drop_text_encoders(NULL));
 
     CHECK_FAILS(DFN_INVALID_ARGUMENT, "pipeline", dfn_pipeline_add_embedding(NULL, path, NULL));
     CHECK_FAILS(DFN_INVALID_ARGUMENT, "path", dfn_pipeline_add_embedding(pipeline, NULL, NULL));

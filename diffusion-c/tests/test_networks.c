@@ -57,6 +57,15 @@ static void test_each(void)
     /* A run of two steps has none before the default end. */
     changed.deep_shrink.end = 1.0;
     CHECK(differs(&changed));
+    changed = params();
+    changed.deep_cache = 2;
+    CHECK(differs(&changed));
+    changed = params();
+    changed.tgate = 1;
+    CHECK(differs(&changed));
+    changed = params();
+    changed.token_merging = 0.5;
+    CHECK(differs(&changed));
 }
 
 static void test_layers(void)
@@ -90,6 +99,8 @@ static void test_errors(void)
     CHECK_REFUSED("vae_tiling", vae_tile_size, 32);
     CHECK_REFUSED("pag_scale", pag_scale, -1.0);
     CHECK_REFUSED("has_deep_shrink", deep_shrink.block, 2);
+    CHECK_REFUSED("deep_cache", deep_cache, 0);
+    CHECK_REFUSED("token_merging", token_merging, 1.0);
     dfn_generate_params wrong = params();
     static uint8_t pixels[BYTES];
     wrong.has_deep_shrink = 1;

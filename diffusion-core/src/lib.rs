@@ -43,6 +43,7 @@ pub use denoise::{Denoiser, NoiseSchedule, PredictionType};
 pub use error::{Error, ErrorKind, Result};
 pub use image::{GrayImage, RgbImage};
 pub use model::{ControlNet, T2iAdapter, TextEncoder, Tokenizer, UNet, Vae};
+pub use nn::Quantization;
 pub use pipeline::{
     CancelToken, Conditioning, Control, GenerateRequest, Generated, Hires, InitImage,
     MaskedContent, PictureSizes, Pipeline, Progress, PromptEmbeds, PromptPlan, PromptSyntax,

@@ -24,6 +24,7 @@ pub(crate) struct Parts {
     pub(crate) revision: Option<String>,
     pub(crate) device: String,
     pub(crate) num_threads: Option<usize>,
+    pub(crate) quantize: Option<String>,
     pub(crate) vae: Vec<PathBuf>,
     pub(crate) loras: Vec<ScaledLora>,
     pub(crate) embeddings: Vec<NamedEmbedding>,
@@ -58,6 +59,9 @@ pub(crate) fn load(py: Python<'_>, parts: Parts) -> PyResult<Pipeline> {
         }
         if let Some(count) = parts.num_threads {
             builder = builder.num_threads(count);
+        }
+        if let Some(quantize) = parts.quantize {
+            builder = builder.quantize(quantize.parse()?);
         }
         for path in parts.vae {
             builder = builder.vae_from(path);

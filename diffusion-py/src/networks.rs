@@ -18,6 +18,8 @@ pub(crate) struct RawNetworks {
     /// Block, factor, whether the skip keeps its size, start, end.
     deep_shrink: Option<(usize, f64, bool, f64, f64)>,
     deep_cache: usize,
+    tgate: Option<usize>,
+    token_merging: f64,
     seamless: (bool, bool),
     vae_tiling: Option<RawTiling>,
     vae_slicing: bool,
@@ -41,8 +43,10 @@ impl RawNetworks {
             .pag_adaptive_scale(adaptive_scale)
             .pag_layers(layers)
             .deep_cache(self.deep_cache)
+            .token_merging(self.token_merging)
             .seamless(Seamless { x, y })
             .vae_slicing(self.vae_slicing);
+        let request = set(request, self.tgate, GenerateRequest::tgate);
         let tiling = self.vae_tiling.map(|tiling| match tiling {
             RawTiling::Named(name) => named("vae_tiling", &name, TILINGS),
             RawTiling::Tiles(size, overlap) => Ok(VaeTiling::Tiles { size, overlap }),

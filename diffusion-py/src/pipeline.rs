@@ -23,7 +23,7 @@ pub(crate) struct NativePipeline(SharedPipeline);
 #[pymethods]
 impl NativePipeline {
     #[staticmethod]
-    #[pyo3(signature = (path, *, dtype, variant, revision, device, num_threads, vae, loras, embeddings))]
+    #[pyo3(signature = (path, *, dtype, variant, revision, device, num_threads, quantize, vae, loras, embeddings))]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments in Python")]
     fn load(
         py: Python<'_>,
@@ -33,6 +33,7 @@ impl NativePipeline {
         revision: Option<String>,
         device: String,
         num_threads: Option<usize>,
+        quantize: Option<String>,
         vae: Vec<PathBuf>,
         loras: Vec<ScaledLora>,
         embeddings: Vec<NamedEmbedding>,
@@ -44,6 +45,7 @@ impl NativePipeline {
             revision,
             device,
             num_threads,
+            quantize,
             vae,
             loras,
             embeddings,
@@ -60,6 +62,14 @@ impl NativePipeline {
     fn clear_loras(&self, py: Python<'_>) -> PyResult<()> {
         self.change(py, |pipe| {
             pipe.clear_loras();
+            Ok(())
+        })
+    }
+
+    /// Gives the memory of the text encoders back.
+    fn drop_text_encoders(&self, py: Python<'_>) -> PyResult<()> {
+        self.change(py, |pipe| {
+            pipe.drop_text_encoders();
             Ok(())
         })
     }

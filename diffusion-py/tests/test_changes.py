@@ -39,6 +39,18 @@ def test_loras_come_and_go(tiny):
     assert np.array_equal(tiny_run(tiny), base)
 
 
+def test_less_memory(tiny):
+    base = tiny_run(tiny)
+    tiny.drop_text_encoders()
+    assert np.array_equal(tiny_run(tiny), base)
+    with pytest.raises(diffusion_py.UnsupportedError, match="text encoder"):
+        tiny_run(tiny, "a circle")
+    quantized = tiny_run(Pipeline.from_pretrained(SD15, quantize="int8"))
+    assert 0 < np.abs(quantized - base).max() < 0.1 * np.abs(base).max()
+    with pytest.raises(diffusion_py.InvalidArgumentError, match="int8"):
+        Pipeline.from_pretrained(SD15, quantize="int4")
+
+
 def test_strengths_of_parts_and_blocks(tiny):
     base = tiny_run(tiny)
     tiny.set_loras([(LORA, 0.8)])

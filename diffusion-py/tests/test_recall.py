@@ -41,6 +41,8 @@ COMMON = {
     "pag_applied_layers": ["up.block_1", "mid"],
     "deep_shrink": DeepShrink(2, 1.5, False, 0.1, 0.9),
     "deep_cache": 2,
+    "tgate": 2,
+    "token_merging": 0.25,
     "seamless": "y",
     "vae_tiling": (32, 0.5),
     "vae_slicing": True,

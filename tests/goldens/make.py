@@ -15,6 +15,7 @@ import torch
 import diffusers
 import transformers
 
+import attention_caches
 import brownian
 import canvas
 import comfyui
@@ -78,6 +79,7 @@ def main():
         "seamless": seamless.make,
         "shrink": shrink.make,
         "deep_cache": deep_cache.make,
+        "attention_caches": attention_caches.make,
         "perturbed": perturbed.make,
         "single_files": single_files.make,
         "gradients": gradients.make,

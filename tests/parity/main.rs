@@ -2,11 +2,11 @@
 
 mod autoencoders;
 mod brownian;
+mod caches;
 mod canvas;
 mod containers;
 mod controls;
 mod conversions;
-mod deep_cache;
 mod embeddings;
 mod full_size;
 mod full_size_ip_adapters;

@@ -7,7 +7,7 @@ use diffusion_core::rng::ImageRngs;
 use diffusion_core::{Conditioning, Device, GenerateRequest, Pipeline, Progress, Tensor};
 use diffusion_tests::{
     Golden, RUN_TOLERANCE, TOLERANCE, TestResult, assert_close, emoji_pipeline, golden_json,
-    model_path,
+    model_path, psnr,
 };
 use serde_json::Value;
 
@@ -226,15 +226,4 @@ fn half_precision_weights_keep_the_picture() -> TestResult {
         assert!(psnr >= 30.0, "{dtype:?}: {psnr:.1} dB");
     }
     Ok(())
-}
-
-/// Peak signal-to-noise ratio of 8-bit pictures, in dB.
-fn psnr(a: &[u8], b: &[u8]) -> f64 {
-    assert_eq!(a.len(), b.len());
-    let squares = a
-        .iter()
-        .zip(b)
-        .map(|(&a, &b)| (f64::from(a) - f64::from(b)).powi(2));
-    let mean = squares.sum::<f64>() / a.len() as f64;
-    20.0 * 255f64.log10() - 10.0 * mean.log10()
 }

@@ -104,7 +104,7 @@ impl Random {
     }
 
     fn changed(&mut self, request: GenerateRequest) -> GenerateRequest {
-        match self.below(25) {
+        match self.below(27) {
             0 => request.num_steps(self.count()),
             1 => request.num_images(self.count()),
             2 => request.batch_size(self.count()),
@@ -139,6 +139,8 @@ impl Random {
                 overlap: self.number(),
             }),
             23 => request.deep_cache(self.count()),
+            24 => request.tgate(self.count()),
+            25 => request.token_merging(self.number()),
             _ => request.hires(Hires {
                 strength: self.number(),
                 num_steps: Some(self.count()),

@@ -6,7 +6,7 @@ use candle_core::{D, DType, Tensor};
 
 use super::{
     Channels, Controls, DeepCache, DeepShrink, Denoiser, Estimate, Guidance, ImagePrompt,
-    NoiseSchedule, Perturbation,
+    NoiseSchedule, Perturbation, TextGate,
 };
 use crate::config::PerLevel;
 use crate::error::{Error, Result};
@@ -111,6 +111,8 @@ pub struct Guided<'a> {
     perturbation: Option<Perturbation>,
     deep_shrink: Option<DeepShrink>,
     deep_cache: DeepCache,
+    text_gate: Option<TextGate>,
+    token_merging: f64,
     /// The number of the step and how many there are, once a run says so.
     step: Option<(usize, usize)>,
 }
@@ -203,6 +205,8 @@ impl<'a> Guided<'a> {
             perturbation: None,
             deep_shrink: None,
             deep_cache: DeepCache::every(1),
+            text_gate: None,
+            token_merging: 0.0,
             step: None,
         })
     }
@@ -237,6 +241,22 @@ impl<'a> Guided<'a> {
         }
     }
 
+    /// The same without guidance after so many steps, 1 or more, and with what cross-attention found in the last of them.
+    pub fn with_text_gate(self, num_steps: Option<usize>) -> Self {
+        Self {
+            text_gate: num_steps.map(TextGate::after),
+            ..self
+        }
+    }
+
+    /// The same with a share of the tokens merged for self-attention.
+    pub fn with_token_merging(self, ratio: f64) -> Self {
+        Self {
+            token_merging: ratio,
+            ..self
+        }
+    }
+
     /// What the UNet says, for each of `parts` one after another, and what perturbed self-attention adds to it, if
     /// anything.
     fn outputs(
@@ -266,6 +286,11 @@ impl<'a> Guided<'a> {
         let input = UNetInput {
             sample: with_channels,
             residuals: residuals.as_ref(),
+            gate: self
+                .text_gate
+                .as_ref()
+                .and_then(|gate| gate.at(self.step, parts.count)),
+            token_merging: self.token_merging,
             ..input
         };
         let outputs = self.deep_cache.forward(self.unet, &input)?;
@@ -356,13 +381,18 @@ impl Denoiser for Guided<'_> {
     }
 
     fn denoise(&mut self, latents: &Tensor, sigma: f64, timestep: f64) -> Result<Estimate> {
+        let is_shut = self.text_gate.as_ref().map(|g| g.is_shut(self.step));
         let is_guided = self.guidance.scale_at(self.step) > 1.0 || self.needs_unconditional;
+        let is_guided = is_guided && is_shut != Some(true);
         let (Some(all), true) = (&self.all, is_guided) else {
             let (outputs, push) = self.outputs(latents, sigma, timestep, &self.prompted)?;
             let output = pushed(outputs[0].clone(), push)?;
+            let denoised = self.noise.denoised(latents, &output, sigma)?;
+            // Behind a gate there is one answer for both.
+            let unconditional = self.needs_unconditional.then(|| denoised.clone());
             return Ok(Estimate {
-                denoised: self.noise.denoised(latents, &output, sigma)?,
-                unconditional: None,
+                denoised,
+                unconditional,
             });
         };
         let (outputs, push) = self.outputs(latents, sigma, timestep, all)?;

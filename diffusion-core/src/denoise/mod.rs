@@ -13,6 +13,7 @@ mod perturbation;
 mod plan;
 mod scales;
 mod schedule;
+mod text_gate;
 
 use candle_core::Tensor;
 
@@ -31,6 +32,7 @@ pub use scales::Guidance;
 pub(crate) use scales::MAX_SCALE;
 pub use schedule::{NoiseSchedule, ZERO_SNR_SIGMA};
 pub(crate) use schedule::{flow_to_sigma, shifted};
+use text_gate::TextGate;
 
 use crate::error::Result;
 

@@ -4,7 +4,7 @@ use candle_core::{DType, Tensor};
 
 use crate::error::{Error, Result};
 use crate::model::{ControlResiduals, TextTime, UNet, UNetInput, UNetResiduals};
-use crate::nn::{Activation, ImageAttention, PerturbedAttention};
+use crate::nn::{Activation, Gate, ImageAttention, PerturbedAttention};
 
 /// The timestep from which adaptive scales count down, whatever the model's number of timesteps.
 const FIRST_TIMESTEP: f64 = 1000.0;
@@ -69,6 +69,7 @@ impl Perturbation {
             image_attention: input.image_attention.map(pictures).transpose()?.as_ref(),
             residuals: input.residuals.map(residuals).transpose()?.as_ref(),
             perturbed: Some(&self.attention),
+            gate: input.gate.filter(|gate| matches!(gate, Gate::Shut(_))),
             ..*input
         })?;
         let difference = (prompted - perturbed.to_dtype(DType::F32)?)?;

@@ -44,6 +44,14 @@ impl Activation {
         }
     }
 
+    /// Memory of the layers' own, if this is that.
+    pub(super) fn array_mut(&mut self) -> Option<&mut Array> {
+        match &mut self.value {
+            Value::Array(array) => Some(array),
+            Value::Tensor(_) => None,
+        }
+    }
+
     /// From the public layout.
     ///
     /// # Shapes

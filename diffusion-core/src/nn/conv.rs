@@ -4,7 +4,7 @@ use candle_core::{Device, Tensor};
 
 use super::engine::{self, Layer};
 use super::seamless::{Seamless, wrap};
-use super::{Activation, Linear, LowRank, Params, upsample_nearest};
+use super::{Activation, Linear, LowRank, Params, Weight, upsample_nearest};
 use crate::error::{Error, Result};
 
 /// Rows and columns of zeros around a picture.
@@ -92,7 +92,7 @@ enum Kind {
     /// Any other kernel.
     Spatial {
         /// `(output, input, height, width)`, on the CPU with the channels last in memory.
-        weight: Tensor,
+        weight: Weight,
         bias: Option<Tensor>,
         low_rank: Vec<LowRank>,
         config: Conv2dConfig,
@@ -122,7 +122,7 @@ impl Conv2d {
             return Ok(Self { kind });
         }
         let shape = [output, input, height, width];
-        let weight = params.kernels("weight", &shape)?;
+        let weight = params.weight("weight", &shape)?;
         let bias = config
             .bias
             .then(|| params.tensor("bias", &[output]))
@@ -149,11 +149,11 @@ impl Conv2d {
         self.run(x, None, false)
     }
 
-    /// The layer's result plus `add`, of its shape.
+    /// The layer's result plus `add`, of its shape, in whose memory it may come.
     ///
     /// # Errors
     /// As [`forward`](Self::forward).
-    pub fn forward_add(&self, x: &Activation, add: &Activation) -> Result<Activation> {
+    pub fn forward_add(&self, x: &Activation, add: Activation) -> Result<Activation> {
         self.run(x, Some(add), false)
     }
 
@@ -165,7 +165,12 @@ impl Conv2d {
         self.run(x, None, true)
     }
 
-    fn run(&self, x: &Activation, add: Option<&Activation>, doubled: bool) -> Result<Activation> {
+    fn run(
+        &self,
+        x: &Activation,
+        mut add: Option<Activation>,
+        doubled: bool,
+    ) -> Result<Activation> {
         let y = match &self.kind {
             Kind::Pointwise(linear) => {
                 let x = doubled_if(x, doubled)?;
@@ -186,12 +191,14 @@ impl Conv2d {
                     bias: bias.as_ref(),
                     low_rank,
                 };
-                if let Some(y) = engine::convolve(x, layer, *config, *seamless, add, doubled)? {
+                if let Some(y) =
+                    engine::convolve(x, layer, *config, *seamless, add.as_mut(), doubled)?
+                {
                     return Ok(y);
                 }
                 let x = doubled_if(x, doubled)?.to_tensor()?;
                 let padded = pad(&x, config, *seamless)?;
-                let mut y = convolve(&padded, weight, config)?;
+                let mut y = convolve(&padded, &weight.to_dtype(x.dtype())?, config)?;
                 if let Some(bias) = bias {
                     y = y.broadcast_add(&bias.to_dtype(x.dtype())?)?;
                 }
@@ -202,7 +209,7 @@ impl Conv2d {
             }
         };
         match add {
-            Some(add) => y.add(add),
+            Some(add) => y.add(&add),
             None => Ok(y),
         }
     }

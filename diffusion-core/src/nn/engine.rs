@@ -11,7 +11,7 @@ use super::conv::Conv2dConfig;
 use super::kernels::cpu::{
     self, Affine, Attention, Buffer, Epilogue, Function, Picture, Precision, Shape, Values,
 };
-use super::{Activation, ActivationFunction, LowRank, Mask, Seamless};
+use super::{Activation, ActivationFunction, LowRank, Mask, Seamless, Weight};
 use crate::error::Result;
 
 /// Values of f32, and their dimensions.
@@ -30,7 +30,7 @@ impl Array {
         if !is_plain || tensor.track_op() {
             return Ok(None);
         }
-        with_values(tensor, |values| match values {
+        with_values(tensor, &[], |values| match values {
             Values::F32(values) => Some(Self {
                 buffer: Buffer::from_slice(values).into(),
                 dims: tensor.dims().to_vec(),
@@ -74,13 +74,34 @@ impl Array {
         self.dims.last().copied().unwrap_or(1)
     }
 
+    /// The values, if nothing else has them.
+    fn own_values(&mut self) -> Option<&mut [f32]> {
+        Arc::get_mut(&mut self.buffer).map(AsMut::as_mut)
+    }
+
+    /// Takes the memory, if nothing else has it.
+    fn take(&mut self) -> Option<Buffer> {
+        let buffer = Arc::get_mut(&mut self.buffer)?;
+        Some(std::mem::replace(buffer, Buffer::new(0)))
+    }
+
     /// New values of some dimensions, which `write` writes.
     fn build(
         dims: Vec<usize>,
         precision: Precision,
         write: impl FnOnce(&mut [f32]),
     ) -> Result<Option<Activation>> {
-        let mut buffer = Buffer::new(dims.iter().product::<usize>());
+        let buffer = Buffer::new(dims.iter().product::<usize>());
+        Self::build_in(buffer, dims, precision, write)
+    }
+
+    /// The same in memory that is there.
+    fn build_in(
+        mut buffer: Buffer,
+        dims: Vec<usize>,
+        precision: Precision,
+        write: impl FnOnce(&mut [f32]),
+    ) -> Result<Option<Activation>> {
         write(buffer.as_mut());
         Ok(Some(Activation::from_array(Self {
             buffer: buffer.into(),
@@ -90,10 +111,22 @@ impl Array {
     }
 }
 
+/// Calls `f` with a weight's values as they are held, the input of convolutions last.
+fn with_weight<T>(weight: &Weight, f: impl FnOnce(Values<'_>) -> T) -> Result<T> {
+    let scales = weight.scales().map(vector).transpose()?;
+    let values = match weight.values().rank() {
+        4 => &weight.values().permute((0, 2, 3, 1))?,
+        _ => weight.values(),
+    };
+    with_values(values, &scales.unwrap_or_default(), f)
+}
+
 /// Calls `f` with a tensor's values as they are held, in the order of its dimensions.
-fn with_values<T>(tensor: &Tensor, f: impl FnOnce(Values<'_>) -> T) -> Result<T> {
+fn with_values<T>(tensor: &Tensor, scales: &[f32], f: impl FnOnce(Values<'_>) -> T) -> Result<T> {
+    let is_int8 = tensor.dtype() == DType::U8 && tensor.dims().first() == Some(&scales.len());
     let tensor = match tensor.dtype() {
         DType::F32 | DType::F16 | DType::BF16 => tensor.contiguous()?,
+        _ if is_int8 => tensor.contiguous()?,
         _ => tensor.to_dtype(DType::F32)?.contiguous()?,
     };
     let (storage, layout) = tensor.storage_and_layout();
@@ -102,6 +135,10 @@ fn with_values<T>(tensor: &Tensor, f: impl FnOnce(Values<'_>) -> T) -> Result<T>
         Storage::Cpu(CpuStorage::F32(values)) => f(Values::F32(&values[range])),
         Storage::Cpu(CpuStorage::F16(values)) => f(Values::F16(&values[range])),
         Storage::Cpu(CpuStorage::BF16(values)) => f(Values::Bf16(&values[range])),
+        Storage::Cpu(CpuStorage::U8(values)) => f(Values::Int8 {
+            values: &values[range],
+            scales,
+        }),
         _ => {
             drop(storage);
             let values = tensor
@@ -127,7 +164,7 @@ fn are_plain<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> bool {
 /// The tensors of a layer.
 #[derive(Clone, Copy)]
 pub(super) struct Layer<'a> {
-    pub(super) weight: &'a Tensor,
+    pub(super) weight: &'a Weight,
     pub(super) bias: Option<&'a Tensor>,
     pub(super) low_rank: &'a [LowRank],
 }
@@ -138,12 +175,17 @@ impl Layer<'_> {
             .low_rank
             .iter()
             .flat_map(|change| [&change.down, &change.up]);
-        are_plain([self.weight].into_iter().chain(self.bias).chain(changes))
+        are_plain(
+            [self.weight.values()]
+                .into_iter()
+                .chain(self.bias)
+                .chain(changes),
+        )
     }
 
     fn precision(&self) -> Precision {
-        match self.weight.dtype() {
-            DType::BF16 => Precision::Bf16,
+        match self.weight.values().dtype() {
+            DType::BF16 | DType::U8 => Precision::Bf16,
             _ => Precision::F32,
         }
     }
@@ -154,24 +196,50 @@ impl Layer<'_> {
 }
 
 /// What is added to a layer's result: values of its shape.
-fn addend(add: Option<&Activation>, dims: &[usize]) -> Result<Option<Option<Array>>> {
-    let Some(add) = add else {
-        return Ok(Some(None));
-    };
-    Ok(add
-        .array()?
-        .filter(|add| add.len() == dims.iter().product::<usize>())
-        .map(Some))
+enum Addend {
+    Nothing,
+    Beside(Array),
+    /// In the memory that the result goes to.
+    Within(Buffer),
+}
+
+impl Addend {
+    /// `None` if this cannot be added here. Takes the memory of what nothing else has, if it may.
+    fn new(add: Option<&mut Activation>, dims: &[usize], may_take: bool) -> Result<Option<Self>> {
+        let Some(add) = add else {
+            return Ok(Some(Self::Nothing));
+        };
+        let len = dims.iter().product::<usize>();
+        if may_take
+            && add.dims().iter().product::<usize>() == len
+            && let Some(buffer) = add.array_mut().and_then(Array::take)
+        {
+            return Ok(Some(Self::Within(buffer)));
+        }
+        Ok(add
+            .array()?
+            .filter(|add| add.len() == len)
+            .map(Self::Beside))
+    }
+
+    /// The epilogue that adds it, and where the result of `len` values goes.
+    fn into_parts(self, len: usize) -> (Option<Array>, bool, Buffer) {
+        match self {
+            Self::Nothing => (None, false, Buffer::new(len)),
+            Self::Beside(array) => (Some(array), false, Buffer::new(len)),
+            Self::Within(buffer) => (None, true, buffer),
+        }
+    }
 }
 
 /// `x W^T + b`, and `add`. If `is_gated` the first half of the outputs times GELU of the second.
 pub(super) fn linear(
     x: &Activation,
     layer: Layer<'_>,
-    add: Option<&Activation>,
+    add: Option<&mut Activation>,
     is_gated: bool,
 ) -> Result<Option<Activation>> {
-    let (outputs, inputs) = layer.weight.dims2()?;
+    let (outputs, inputs) = layer.weight.values().dims2()?;
     let is_fitting = x.channels() == inputs && (!is_gated || layer.low_rank.is_empty());
     if !is_fitting || !layer.is_plain() {
         return Ok(None);
@@ -183,22 +251,24 @@ pub(super) fn linear(
     if let Some(last) = dims.last_mut() {
         *last = if is_gated { outputs / 2 } else { outputs };
     }
-    let Some(add) = addend(add, &dims)? else {
+    let bias = layer.bias()?;
+    let Some(add) = Addend::new(add, &dims, layer.low_rank.is_empty())? else {
         return Ok(None);
     };
-    let bias = layer.bias()?;
+    let (add, accumulates, buffer) = add.into_parts(dims.iter().product());
     let epilogue = Epilogue {
         bias: bias.as_deref(),
         add: add.as_ref().map(Array::values),
+        accumulates,
         gated: is_gated,
     };
-    let y = with_values(layer.weight, |weight| {
-        Array::build(dims, layer.precision(), |out| {
+    let y = with_weight(layer.weight, |weight| {
+        Array::build_in(buffer, dims, layer.precision(), |out| {
             cpu::linear(x.values(), weight, inputs, epilogue, out);
         })
     })??;
     raised(y, layer.low_rank, |change| {
-        let down = change.down.flatten_from(1)?;
+        let down = Weight::new(change.down.flatten_from(1)?);
         let lower = Layer {
             weight: &down,
             bias: None,
@@ -215,11 +285,11 @@ fn raised(
     lower: impl Fn(&LowRank) -> Result<Option<Activation>>,
 ) -> Result<Option<Activation>> {
     for change in changes {
-        let (Some(sum), Some(lowered)) = (&y, lower(change)?) else {
+        let (Some(sum), Some(lowered)) = (&mut y, lower(change)?) else {
             return Ok(None);
         };
         let raise = Layer {
-            weight: &change.up,
+            weight: &Weight::new(change.up.clone()),
             bias: None,
             low_rank: &[],
         };
@@ -234,10 +304,10 @@ pub(super) fn convolve(
     layer: Layer<'_>,
     config: Conv2dConfig,
     seamless: Seamless,
-    add: Option<&Activation>,
+    add: Option<&mut Activation>,
     is_doubled: bool,
 ) -> Result<Option<Activation>> {
-    let (outputs, inputs, ..) = layer.weight.dims4()?;
+    let (outputs, inputs, ..) = layer.weight.values().dims4()?;
     let &[batch, height, width, channels] = x.dims() else {
         return Ok(None);
     };
@@ -265,9 +335,11 @@ pub(super) fn convolve(
         (padded_w - kernel.1) / stride + 1,
     );
     let dims = vec![batch, out.0, out.1, outputs];
-    let Some(add) = addend(add, &dims)? else {
+    let bias = layer.bias()?;
+    let Some(add) = Addend::new(add, &dims, layer.low_rank.is_empty())? else {
         return Ok(None);
     };
+    let (add, accumulates, buffer) = add.into_parts(dims.iter().product());
     let shape = Shape {
         kernel,
         stride,
@@ -276,10 +348,10 @@ pub(super) fn convolve(
         wraps: (seamless.y, seamless.x),
         doubled: is_doubled,
     };
-    let bias = layer.bias()?;
     let epilogue = Epilogue {
         bias: bias.as_deref(),
         add: add.as_ref().map(Array::values),
+        accumulates,
         gated: false,
     };
     let picture = Picture {
@@ -289,14 +361,14 @@ pub(super) fn convolve(
         width,
         channels,
     };
-    let y = with_values(&layer.weight.permute((0, 2, 3, 1))?, |weight| {
-        Array::build(dims, layer.precision(), |out| {
+    let y = with_weight(layer.weight, |weight| {
+        Array::build_in(buffer, dims, layer.precision(), |out| {
             cpu::convolve(picture, weight, shape, epilogue, out);
         })
     })??;
     raised(y, layer.low_rank, |change| {
         let lower = Layer {
-            weight: &change.down,
+            weight: &Weight::new(change.down.clone()),
             bias: None,
             low_rank: &[],
         };
@@ -331,6 +403,31 @@ pub(super) fn group_norm(
     Array::build(x.dims.clone(), x.precision, |out| {
         cpu::group_norm(x.values(), batch, groups, affine, silu, out);
     })
+}
+
+/// The same in place, if nothing else has the values; else it does nothing and says so.
+pub(super) fn group_norm_in_place(
+    x: &mut Activation,
+    weight: &Tensor,
+    bias: &Tensor,
+    groups: usize,
+    eps: f64,
+    silu: bool,
+) -> Result<bool> {
+    let is_plain = are_plain([weight, bias]) && x.channels() == weight.elem_count();
+    let batch = x.dims().first().copied().unwrap_or(1);
+    let own = x.array_mut().filter(|x| is_plain && x.len() > 0);
+    let Some(values) = own.and_then(Array::own_values) else {
+        return Ok(false);
+    };
+    let (weight, bias) = (vector(weight)?, vector(bias)?);
+    let affine = Affine {
+        weight: &weight,
+        bias: &bias,
+        eps,
+    };
+    cpu::group_norm_in_place(values, batch, groups, affine, silu);
+    Ok(true)
 }
 
 /// Layer normalisation.
@@ -486,7 +583,7 @@ mod tests {
 
     #[test]
     fn no_gradient_is_cut() -> Result<()> {
-        let (x, weight) = (random(&[2, 5, 8])?, random(&[6, 8])?);
+        let (x, weight) = (random(&[2, 5, 8])?, Weight::new(random(&[6, 8])?));
         let layer = |weight| Layer {
             weight,
             bias: None,
@@ -500,11 +597,11 @@ mod tests {
         };
         let tracked = of_variable(&x)?;
         assert!(linear(&Activation::new(tracked), layer(&weight), None, false)?.is_none());
-        let tracked = of_variable(&weight)?;
+        let tracked = Weight::new(of_variable(weight.values())?);
         assert!(linear(&Activation::new(x.clone()), layer(&tracked), None, false)?.is_none());
-        let tracked = Activation::new(of_variable(&random(&[2, 5, 6])?)?);
+        let mut tracked = Activation::new(of_variable(&random(&[2, 5, 6])?)?);
         let x = Activation::new(x);
-        assert!(linear(&x, layer(&weight), Some(&tracked), false)?.is_none());
+        assert!(linear(&x, layer(&weight), Some(&mut tracked), false)?.is_none());
         let (plain, tracked) = (random(&[1, 3, 4])?, of_variable(&random(&[1, 3, 4])?)?);
         for place in 0..3 {
             let of = |i: usize| {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{Activation, Mask, PerturbedAttention, attention};
+use super::{Activation, Gate, Mask, PerturbedAttention, attention};
 use crate::error::Result;
 
 /// Keys and values of a picture for one cross-attention layer.
@@ -67,6 +67,10 @@ pub struct Context<'a> {
     pub pictures: Option<&'a ImageAttention>,
     /// Self-attention layers that are perturbed.
     pub perturbed: Option<&'a PerturbedAttention>,
+    /// Whether cross-attention layers leave what they find, or answer what was left.
+    pub gate: Option<Gate<'a>>,
+    /// Which share of the tokens goes into others for self-attention, where layers allow that.
+    pub token_merging: f64,
 }
 
 impl<'a> Context<'a> {
@@ -76,6 +80,8 @@ impl<'a> Context<'a> {
             text,
             pictures: None,
             perturbed: None,
+            gate: None,
+            token_merging: 0.0,
         }
     }
 }

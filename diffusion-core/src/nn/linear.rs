@@ -3,13 +3,13 @@
 use candle_core::{D, Tensor};
 
 use super::engine::{self, Layer};
-use super::{Activation, LowRank, Params};
+use super::{Activation, LowRank, Params, Weight};
 use crate::error::Result;
 
 /// `y = x W^T + b` over the channels, and what low-rank changes add.
 #[derive(Debug, Clone)]
 pub struct Linear {
-    weight: Tensor,
+    weight: Weight,
     bias: Option<Tensor>,
     low_rank: Vec<LowRank>,
 }
@@ -20,7 +20,7 @@ impl Linear {
     /// # Errors
     /// If reading fails.
     pub fn new(params: Params<'_>, input: usize, output: usize, bias: bool) -> Result<Self> {
-        let weight = params.tensor("weight", &[output, input])?;
+        let weight = params.weight("weight", &[output, input])?;
         let bias = bias.then(|| params.tensor("bias", &[output])).transpose()?;
         Ok(Self {
             weight,
@@ -34,14 +34,23 @@ impl Linear {
     /// # Errors
     /// If reading fails.
     pub fn from_conv1x1(params: Params<'_>, input: usize, output: usize) -> Result<Self> {
-        let weight = params.tensor("weight", &[output, input, 1, 1])?;
-        let weight = weight.squeeze(3)?.squeeze(2)?;
+        let weight = params.weight("weight", &[output, input, 1, 1])?;
+        let weight = weight.squeezed()?;
         let bias = Some(params.tensor("bias", &[output])?);
         Ok(Self {
             weight,
             bias,
             low_rank: params.low_rank(),
         })
+    }
+
+    /// Products with the rows of a matrix `(output, input)`.
+    pub(super) fn of_matrix(matrix: Tensor) -> Self {
+        Self {
+            weight: Weight::new(matrix),
+            bias: None,
+            low_rank: Vec::new(),
+        }
     }
 
     /// # Shapes
@@ -56,17 +65,17 @@ impl Linear {
         }
     }
 
-    /// The layer's result plus `add`.
+    /// The layer's result plus `add`, in whose memory it may come.
     ///
     /// # Shapes
     /// `x`: `(..., input)`; `add` and what it returns: `(..., output)`.
     ///
     /// # Errors
     /// [`Error::Tensor`](crate::Error::Tensor) if the shapes do not fit.
-    pub fn forward_add(&self, x: &Activation, add: &Activation) -> Result<Activation> {
-        match engine::linear(x, self.layer(), Some(add), false)? {
+    pub fn forward_add(&self, x: &Activation, mut add: Activation) -> Result<Activation> {
+        match engine::linear(x, self.layer(), Some(&mut add), false)? {
             Some(y) => Ok(y),
-            None => self.forward_tensor(x)?.add(add),
+            None => self.forward_tensor(x)?.add(&add),
         }
     }
 
@@ -94,7 +103,7 @@ impl Linear {
     }
 
     fn forward_tensor(&self, x: &Activation) -> Result<Activation> {
-        let (output, input) = self.weight.dims2()?;
+        let (output, input) = self.weight.values().dims2()?;
         let mut dims = x.dims().to_vec();
         if let Some(last) = dims.last_mut() {
             *last = output;

@@ -62,6 +62,29 @@ impl GroupNorm {
         function.apply(&self.forward(x)?)
     }
 
+    /// [`forward_then`](Self::forward_then) in the memory of `x` where nothing else has it.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn forward_then_within(
+        &self,
+        mut x: Activation,
+        function: ActivationFunction,
+    ) -> Result<Activation> {
+        let Self {
+            weight,
+            bias,
+            groups,
+            eps,
+        } = self;
+        let is_done = function == ActivationFunction::Silu
+            && engine::group_norm_in_place(&mut x, weight, bias, *groups, *eps, true)?;
+        match is_done {
+            true => Ok(x),
+            false => self.forward_then(&x, function),
+        }
+    }
+
     fn forward_tensor(&self, x: &Activation) -> Result<Activation> {
         let channels = x.channels();
         let batch = x.dims().first().copied().unwrap_or(1);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::{LowRank, LowRanks, Seamless};
+use super::{LowRank, LowRanks, Quantization, Seamless, Weight};
 use crate::error::{Error, Result, ShapeMismatch, WeightsError};
 
 /// A named set of tensors: a file, several files, or a map in memory.
@@ -36,6 +36,16 @@ pub trait TensorSource {
 
     /// The number format that a tensor is stored in, where the source knows one that tensors can have.
     fn dtype(&self, _name: &str) -> Option<DType> {
+        None
+    }
+
+    /// How the weights of layers are to be held. Default: as tensors.
+    fn quantization(&self) -> Option<Quantization> {
+        None
+    }
+
+    /// A weight that the source holds in fewer bits. Default: none.
+    fn quantized(&self, _name: &str) -> Option<Weight> {
         None
     }
 
@@ -72,6 +82,9 @@ pub type NamedTensors = HashMap<String, Tensor>;
 #[derive(Debug, Clone)]
 pub struct Weights {
     tensors: Arc<NamedTensors>,
+    /// Of the tensors that are whole numbers.
+    scales: Arc<NamedTensors>,
+    quantization: Option<Quantization>,
     low_rank: Arc<LowRanks>,
     seamless: Seamless,
     dtype: DType,
@@ -84,6 +97,8 @@ impl Weights {
         let tensors = Arc::new(tensors);
         Self {
             tensors,
+            scales: Arc::default(),
+            quantization: None,
             low_rank: Arc::default(),
             seamless: Seamless::NONE,
             dtype,
@@ -91,9 +106,21 @@ impl Weights {
         }
     }
 
-    /// The tensors.
+    /// The tensors. Those of layers that hold their weights in fewer bits are u8; see [`tensor`](Self::tensor).
     pub fn tensors(&self) -> &NamedTensors {
         &self.tensors
+    }
+
+    /// A tensor in numbers of a format.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] if there is no memory for it.
+    pub fn tensor(&self, name: &str, dtype: DType) -> Result<Option<Tensor>> {
+        if let Some(weight) = self.quantized(name) {
+            return weight.to_dtype(dtype).map(Some);
+        }
+        let found = self.tensors.get(name);
+        Ok(found.map(|tensor| tensor.to_dtype(dtype)).transpose()?)
     }
 
     /// The number format that they are held in.
@@ -122,6 +149,10 @@ impl Weights {
     /// The same weights with changes.
     pub fn changed(&self, changes: WeightChanges) -> Self {
         let mut changed = self.clone();
+        if !changed.scales.is_empty() {
+            let is_kept = |name: &String| !changes.tensors.contains_key(name);
+            Arc::make_mut(&mut changed.scales).retain(|name, _| is_kept(name));
+        }
         Arc::make_mut(&mut changed.tensors).extend(changes.tensors);
         Arc::make_mut(&mut changed.low_rank).extend(changes.low_rank);
         changed
@@ -160,7 +191,20 @@ impl TensorSource for Weights {
     }
 
     fn load(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
-        self.tensors.load(name, dtype, device)
+        match self.quantized(name) {
+            Some(weight) => Ok(weight.to_dtype(dtype)?.to_device(device)?),
+            None => self.tensors.load(name, dtype, device),
+        }
+    }
+
+    fn quantization(&self) -> Option<Quantization> {
+        self.quantization
+    }
+
+    fn quantized(&self, name: &str) -> Option<Weight> {
+        let values = self.tensors.get(name)?.clone();
+        let scales = self.scales.get(name)?.clone();
+        Some(Weight::from_parts(values, scales))
     }
 
     fn low_rank(&self, layer: &str) -> Vec<LowRank> {
@@ -215,6 +259,7 @@ const MAX_MISSING: usize = 10_000;
 struct Record {
     used: BTreeSet<String>,
     loaded: NamedTensors,
+    scales: NamedTensors,
     low_rank: LowRanks,
     report: WeightsError,
 }
@@ -299,26 +344,55 @@ impl Params<'_> {
     /// If reading fails, or if so much is missing that the configuration must be of another model; other
     /// missing or misshapen tensors are reported by [`build`](Params::build).
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        self.read(name, shape, |full| {
-            self.root
-                .source
-                .load(full, self.root.dtype, self.root.device)
-        })
+        self.read(name, shape, |full| self.load(full, self.root.dtype))
     }
 
-    /// The tensor `name` of this place, a convolution's weight: `(output, input, height, width)`, on the CPU
-    /// with the input last in memory.
+    fn load(&self, name: &str, dtype: DType) -> Result<Tensor> {
+        self.root.source.load(name, dtype, self.root.device)
+    }
+
+    /// The weight `name` of this place's layer: `(output, input)`, or `(output, input, height, width)`, on the CPU
+    /// with the input last in memory. Held as the source's [`quantization`](TensorSource::quantization) says.
     ///
     /// # Errors
     /// As [`tensor`](Self::tensor).
-    pub fn kernels(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        match self.root.device {
-            Device::Cpu => self.read(name, shape, |full| {
-                self.root
-                    .source
-                    .load_channels_last(full, self.root.dtype, self.root.device)
-            }),
-            _ => self.tensor(name, shape),
+    pub fn weight(&self, name: &str, shape: &[usize]) -> Result<Weight> {
+        let root = self.root;
+        let full = self.full_name(name);
+        let held = root.source.quantized(&full);
+        if let Some(held) = held.filter(|held| held.values().dims() == shape) {
+            self.read(name, shape, |_| Ok(held.values().clone()))?;
+            self.note_scales(full, &held);
+            return Ok(held);
+        }
+        let quantization = root.source.quantization();
+        let quantization = quantization.filter(|how| how.takes(&full, shape));
+        let mut weight = None;
+        let tensor = self.read(name, shape, |full| {
+            let dtype = quantization.map_or(root.dtype, |_| DType::F32);
+            let tensor = match (root.device, shape.len()) {
+                (Device::Cpu, 4) => root.source.load_channels_last(full, dtype, root.device),
+                _ => self.load(full, dtype),
+            }?;
+            let Some(quantization) = quantization else {
+                return Ok(tensor);
+            };
+            let quantized = Weight::quantized(&tensor, quantization)?;
+            Ok(weight.insert(quantized).values().clone())
+        })?;
+        Ok(match weight {
+            Some(weight) => {
+                self.note_scales(full, &weight);
+                weight
+            }
+            None => Weight::new(tensor),
+        })
+    }
+
+    fn note_scales(&self, name: String, weight: &Weight) {
+        if let Some(scales) = weight.scales() {
+            let mut record = self.root.record.borrow_mut();
+            record.scales.insert(name, scales.clone());
         }
     }
 
@@ -391,6 +465,8 @@ impl Params<'_> {
         let record = self.root.record.borrow();
         Weights {
             tensors: Arc::new(record.loaded.clone()),
+            scales: Arc::new(record.scales.clone()),
+            quantization: self.root.source.quantization(),
             low_rank: Arc::new(record.low_rank.clone()),
             seamless: self.seamless(),
             dtype: self.root.dtype,

@@ -94,9 +94,20 @@ impl ResnetBlock {
     ///
     /// # Errors
     /// [`Error::Tensor`](crate::Error::Tensor) if the shapes do not fit.
-    pub fn forward(&self, x: &Activation, temb: Option<&Activation>) -> Result<Activation> {
+    pub fn forward(&self, x: Activation, temb: Option<&Activation>) -> Result<Activation> {
         let function = self.config.function;
-        let mut hidden = self.conv1.forward(&self.norm1.forward_then(x, function)?)?;
+        // As much as may be is done in the memory of values that are not needed any more.
+        let (shortcut, mut hidden) = match &self.conv_shortcut {
+            Some(shortcut) => (
+                shortcut.forward(&x)?,
+                self.norm1.forward_then_within(x, function)?,
+            ),
+            None => {
+                let hidden = self.norm1.forward_then(&x, function)?;
+                (x, hidden)
+            }
+        };
+        hidden = self.conv1.forward(&hidden)?;
         let temb = match (&self.time_emb_proj, temb) {
             (Some(projection), Some(temb)) => Some(projection.forward(&function.apply(temb)?)?),
             _ => None,
@@ -104,17 +115,14 @@ impl ResnetBlock {
         hidden = match (temb, self.config.time_scale_shift) {
             (Some(temb), TimeScaleShift::Default) => {
                 let hidden = hidden.add_vectors(&temb)?;
-                self.norm2.forward_then(&hidden, function)?
+                self.norm2.forward_then_within(hidden, function)?
             }
             (Some(temb), TimeScaleShift::ScaleShift) => {
                 function.apply(&self.norm2.forward(&hidden)?.modulate(&temb)?)?
             }
-            (None, _) => self.norm2.forward_then(&hidden, function)?,
+            (None, _) => self.norm2.forward_then_within(hidden, function)?,
         };
-        let sum = match &self.conv_shortcut {
-            Some(shortcut) => self.conv2.forward_add(&hidden, &shortcut.forward(x)?)?,
-            None => self.conv2.forward_add(&hidden, x)?,
-        };
+        let sum = self.conv2.forward_add(&hidden, shortcut)?;
         match self.config.output_scale_factor {
             1.0 => Ok(sum),
             factor => sum.affine(factor.recip(), 0.0),

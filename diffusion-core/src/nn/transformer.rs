@@ -1,6 +1,7 @@
 //! The spatial transformer: self-attention, cross-attention and a gated feed-forward layer.
 
 use super::image_attention::{ImageKeyValue, add_pictures};
+use super::token_merging::MergedTokens;
 use super::{Activation, Context, GroupNorm, LayerNorm, Linear, Mask, Params, attention};
 use crate::error::{Error, Result};
 
@@ -145,7 +146,7 @@ impl FeedForward {
         })
     }
 
-    fn forward_add(&self, x: &Activation, add: &Activation) -> Result<Activation> {
+    fn forward_add(&self, x: &Activation, add: Activation) -> Result<Activation> {
         self.out.forward_add(&self.proj.forward_gated(x)?, add)
     }
 }
@@ -169,6 +170,8 @@ pub struct TransformerConfig {
     pub only_cross_attention: bool,
     /// Whether scores and softmax are f32 whatever the activations are.
     pub upcast_attention: bool,
+    /// Whether self-attention may be over merged tokens.
+    pub merges_tokens: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -180,7 +183,8 @@ struct TransformerBlock {
     norm3: LayerNorm,
     ff: FeedForward,
     only_cross_attention: bool,
-    /// Where the block is in its model, by which pictures for it are found.
+    merges_tokens: bool,
+    /// Where the block is in its model, by which what is told to it alone is found.
     path: String,
 }
 
@@ -212,26 +216,59 @@ impl TransformerBlock {
             norm3: norm("norm3")?,
             ff: params.at("ff", |p| FeedForward::new(p, channels))?,
             only_cross_attention: config.only_cross_attention,
+            merges_tokens: config.merges_tokens,
             path: params.path().to_owned(),
         })
     }
 
-    fn forward(&self, x: &Activation, context: Context<'_>) -> Result<Activation> {
+    /// `size`: the height and width of the pictures whose tokens `x` has.
+    fn forward(
+        &self,
+        x: &Activation,
+        context: Context<'_>,
+        size: (usize, usize),
+    ) -> Result<Activation> {
+        let x = x.add(&self.attend_to_itself(x, context, size)?)?;
+        let x = x.add(&self.attend_to_context(&x, context)?)?;
+        self.ff.forward_add(&self.norm3.forward(&x)?, x)
+    }
+
+    fn attend_to_itself(
+        &self,
+        x: &Activation,
+        context: Context<'_>,
+        size: (usize, usize),
+    ) -> Result<Activation> {
         let normed = self.norm1.forward(x)?;
+        let text = self.only_cross_attention.then_some(context.text);
         let perturbed = context.perturbed.and_then(|p| p.first_row_at(&self.path));
-        let attended = match (self.only_cross_attention, perturbed) {
-            (true, _) => self.attn1.forward(&normed, Some(context.text))?,
-            (false, Some(first_row)) => self.attn1.forward_perturbed(&normed, first_row)?,
-            (false, None) => self.attn1.forward(&normed, None)?,
+        if let (None, Some(first_row)) = (text, perturbed) {
+            return self.attn1.forward_perturbed(&normed, first_row);
+        }
+        let merged = match self.merges_tokens {
+            true => MergedTokens::find(x, size, context.token_merging)?,
+            false => None,
         };
-        let x = x.add(&attended)?;
+        match merged {
+            Some(merged) => merged.unmerge(&self.attn1.forward(&merged.merge(&normed)?, text)?),
+            None => self.attn1.forward(&normed, text),
+        }
+    }
+
+    fn attend_to_context(&self, x: &Activation, context: Context<'_>) -> Result<Activation> {
+        let recalled = context.gate.and_then(|g| g.recall(&self.path, x.dims()));
+        if let Some(found) = recalled {
+            return Ok(found);
+        }
         let pictures = context.pictures.map_or(&[][..], |all| all.at(&self.path));
-        let normed = self.norm2.forward(&x)?;
-        let attended = self
+        let normed = self.norm2.forward(x)?;
+        let found = self
             .attn2
             .forward_with_pictures(&normed, context.text, pictures)?;
-        let x = x.add(&attended)?;
-        self.ff.forward_add(&self.norm3.forward(&x)?, &x)
+        if let Some(gate) = context.gate {
+            gate.leave(&self.path, &found)?;
+        }
+        Ok(found)
     }
 }
 
@@ -284,10 +321,10 @@ impl Transformer2d {
         let (height, width) = x.size()?;
         let mut hidden = self.proj_in.forward(&self.norm.forward(x)?.to_tokens()?)?;
         for block in &self.transformer_blocks {
-            hidden = block.forward(&hidden, context)?;
+            hidden = block.forward(&hidden, context, (height, width))?;
         }
         self.proj_out
-            .forward_add(&hidden, &x.to_tokens()?)?
+            .forward_add(&hidden, x.to_tokens()?)?
             .to_picture(height, width)
     }
 }

@@ -3,6 +3,7 @@
 use super::{Pipeline, PromptCache};
 use crate::error::{Error, Result};
 use crate::model::{TextEncoder, Tokenizer, UNet};
+use crate::nn::give_back;
 use crate::weights::{Embedding, Lora, LoraMode, LoraReport, LoraScale, ModelPart, merge_loras};
 
 /// What a pipeline must know to take adapters out again.
@@ -166,6 +167,21 @@ impl Pipeline {
         self.prompts = PromptCache::default();
         self.adapters.loras = merged.reports;
         Ok(())
+    }
+
+    /// Gives the memory of the text encoders back. Prompts that were read before, by a run or by
+    /// [`encode_plan`](Self::encode_plan), are known on, the last eight of them, until LoRAs or words change; others
+    /// are then [`Error::Unsupported`].
+    pub fn drop_text_encoders(&mut self) {
+        let base = self
+            .adapters
+            .base
+            .iter_mut()
+            .flat_map(|base| &mut base.text);
+        for part in self.text.iter_mut().chain(base) {
+            part.encoder = None;
+        }
+        give_back();
     }
 
     /// Takes all LoRAs and their words out. The weights are then the base's, bit for bit; nothing is read again.

@@ -13,7 +13,7 @@ use crate::denoise::NoiseSchedule;
 use crate::device::check_weights_dtype;
 use crate::error::{Error, Result};
 use crate::model::{TextEncoder, Tokenizer, UNet, UNetConfig, Vae};
-use crate::nn::Threads;
+use crate::nn::{Quantization, Quantized, TensorSource, Threads};
 use crate::scheduler::{self, Scheduler};
 use crate::weights::{Checkpoint, ComponentKind, Family, OpenOptions};
 use crate::weights::{Embedding, Lora, LoraMode, LoraScale, Wanted, locate};
@@ -29,6 +29,7 @@ pub struct PipelineBuilder {
     hub: Option<crate::weights::HubOptions>,
     device: Option<Device>,
     dtype: Option<DType>,
+    quantization: Option<Quantization>,
     scheduler: Option<Arc<dyn Scheduler>>,
     noise_schedule: Option<NoiseSchedule>,
     tokenizer: Option<Tokenizer>,
@@ -94,10 +95,18 @@ impl PipelineBuilder {
         self
     }
 
-    /// The number format that weights are held in: f32, f16 or bf16. On the CPU the arithmetic is f32 in all
-    /// three. Default: f32 on the CPU, f16 elsewhere.
+    /// The number format that weights are held in: f32, f16 or bf16. On the CPU activations are f32 in all three,
+    /// and so are products but those with weights in bf16, which are faster and coarser. Default: f32 on the CPU,
+    /// f16 elsewhere.
     pub fn dtype(mut self, dtype: DType) -> Self {
         self.dtype = Some(dtype);
+        self
+    }
+
+    /// Holds the layers of the UNet and the text encoders in fewer bits than [`dtype`](Self::dtype), which all else
+    /// keeps. Merged LoRAs are held so, too. Default: off.
+    pub fn quantize(mut self, quantization: Quantization) -> Self {
+        self.quantization = Some(quantization);
         self
     }
 
@@ -208,6 +217,10 @@ impl PipelineBuilder {
             DType::F16
         };
         let dtype = check_weights_dtype(self.dtype.unwrap_or(default_dtype))?;
+        let format = Format {
+            dtype,
+            quantization: self.quantization,
+        };
         let given = self.weights.clone();
         let checkpoint = self.open_checkpoint()?;
         let place = checkpoint
@@ -251,7 +264,7 @@ impl PipelineBuilder {
                 given => given,
             };
             let encoder = match given {
-                None => load_text_encoder(checkpoint, kind, dtype, &device)?,
+                None => load_text_encoder(checkpoint, kind, format, &device)?,
                 given => given,
             };
             Ok::<_, Error>(TextPart::new(tokenizer, encoder))
@@ -273,7 +286,9 @@ impl PipelineBuilder {
             (None, Some(checkpoint)) => {
                 let part = checkpoint.required(ComponentKind::UNet)?;
                 let config = UNetConfig::from_json(part.config_path, part.config)?;
-                UNet::new(config, &part.tensors, dtype, &device)?
+                format.with(&part.tensors, |tensors, dtype| {
+                    UNet::new(config, tensors, dtype, &device)
+                })?
             }
             (None, None) => return Err(needs_weights("unet")),
         };
@@ -419,17 +434,41 @@ fn load_tokenizer(checkpoint: &Checkpoint, kind: ComponentKind) -> Result<Option
     }
 }
 
+/// How weights are held.
+#[derive(Clone, Copy)]
+struct Format {
+    dtype: DType,
+    quantization: Option<Quantization>,
+}
+
+impl Format {
+    /// Builds a model of tensors that are to be held so.
+    fn with<M>(
+        self,
+        tensors: &dyn TensorSource,
+        model: impl FnOnce(&dyn TensorSource, DType) -> Result<M>,
+    ) -> Result<M> {
+        match self.quantization {
+            Some(quantization) => model(&Quantized::new(tensors, quantization), self.dtype),
+            None => model(tensors, self.dtype),
+        }
+    }
+}
+
 fn load_text_encoder(
     checkpoint: &Checkpoint,
     kind: ComponentKind,
-    dtype: DType,
+    format: Format,
     device: &Device,
 ) -> Result<Option<TextEncoder>> {
     let Some(part) = checkpoint.component(kind) else {
         return Ok(None);
     };
     let config = TextEncoder::parse_config(part.config_path, part.config)?;
-    TextEncoder::new(config, &part.tensors, dtype, device).map(Some)
+    let encoder = format.with(&part.tensors, |tensors, dtype| {
+        TextEncoder::new(config, tensors, dtype, device)
+    });
+    encoder.map(Some)
 }
 
 fn load_vae(checkpoint: &Checkpoint, dtype: DType, device: &Device) -> Result<Vae> {

@@ -14,6 +14,9 @@ const PAG_LAYERS: &str = "mid";
 /// The most evaluations for which inner levels are asked once.
 const MAX_INTERVAL: usize = 1000;
 
+/// The largest share of merged tokens that a request may ask for.
+const MAX_MERGED: f64 = 0.9;
+
 impl Pipeline {
     /// The UNet of a request, in the same memory.
     pub(super) fn unet_of(&self, request: &GenerateRequest) -> Result<Cow<'_, UNet>> {
@@ -83,6 +86,14 @@ impl Pipeline {
         if !(1..=MAX_INTERVAL).contains(&request.deep_cache) {
             let expected = format!("1 to {MAX_INTERVAL}");
             return Err(Error::argument("deep_cache", expected, request.deep_cache));
+        }
+        if request.tgate == Some(0) {
+            return Err(Error::argument("tgate", "1 step or more", 0));
+        }
+        if !(0.0..=MAX_MERGED).contains(&request.token_merging) {
+            let expected = format!("a number from 0 to {MAX_MERGED}");
+            let found = request.token_merging;
+            return Err(Error::argument("token_merging", expected, found));
         }
         self.perturbation_of(request)?;
         let Some(deep_shrink) = request.deep_shrink else {

@@ -268,6 +268,12 @@ impl Pipeline {
         let shape = [self.vae.latent_channels(), height / factor, width / factor];
         let num_images = seeds.len();
         plan.check(num_images)?;
+        if plan.is_composed() && request.tgate.is_some() {
+            return Err(Error::unsupported(
+                "tgate with a composition of prompts, which needs the answer to the negative one in each step",
+                "give it one prompt, or leave tgate out",
+            ));
+        }
         let needs_unconditional = scheduler.needs_unconditional() || plan.is_composed();
         self.check_windows(request, sigmas.len() - 1)?;
         let controls = self.read_controls(request, (width, height))?;
@@ -308,7 +314,9 @@ impl Pipeline {
                     .with_controls(controls.clone())
                     .with_perturbation(perturbation.clone())
                     .with_deep_shrink(request.deep_shrink)
-                    .with_deep_cache(request.deep_cache))
+                    .with_deep_cache(request.deep_cache)
+                    .with_text_gate(request.tgate)
+                    .with_token_merging(request.token_merging))
             };
             let planned = Planned::new(&plan, &request.guidance, guided);
             let mut denoiser = match (begin.mask, begin.clean) {

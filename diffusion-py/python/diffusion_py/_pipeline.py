@@ -53,6 +53,7 @@ class Pipeline:
         revision: str | None = None,
         device: object = "cpu",
         num_threads: SupportsIndex | None = None,
+        quantize: str | None = None,
         vae: Path | Iterable[Path] | None = None,
         loras: Loras | None = None,
         embeddings: Path | Iterable[Path | tuple[Path, str]] | None = None,
@@ -68,14 +69,17 @@ class Pipeline:
                 others. Ctrl-C stops a download, and the next call goes on with it.
             dtype: The number format that weights are held in: ``"float32"``, ``"float16"``,
                 ``"bfloat16"``, or an object that prints as one, such as ``torch.float16``. On the
-                CPU the arithmetic is float32 in all three, but that processors which multiply
-                bfloat16 do so. Default: float32 on the CPU, float16 elsewhere.
+                CPU activations are float32 in all three, and so are products but those with
+                bfloat16 weights, which are of 16 bits, faster and coarser. Default: float32 on the
+                CPU, float16 elsewhere.
             variant: Prefers weight files of this variant, such as ``"fp16"``.
             revision: The branch, tag or commit of a model on the hub. Default: ``"main"``.
             device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"metal"``, or an object that prints as
                 one, such as ``torch.device("cuda")``.
             num_threads: How many threads the layers work on, on the CPU, from 1 to 1024. Pictures are
                 the same on any number. Default: those of the whole process, one for each processor.
+            quantize: ``"int8"`` holds the layers of the UNet and the text encoders in eight bits;
+                ``dtype`` is what all else is held in. Default: off.
             vae: Another autoencoder in place of the model's: its folder or file, a model that has
                 one, or an id (``"owner/name/file.safetensors"``); or the list of its files, as
                 TAESD's encoder and decoder.
@@ -91,7 +95,7 @@ class Pipeline:
             WeightsError: Tensors do not fit their configuration.
             UnsupportedError: This version does not know the model, or this build or machine
                 lacks the device.
-            InvalidArgumentError: ``dtype`` or ``device`` is not one of the names above, or a LoRA or
+            InvalidArgumentError: ``dtype``, ``device`` or ``quantize`` is not one of the names above, or a LoRA or
                 word is made for another family of models.
             IoError: The hub cannot be reached or refuses.
         """
@@ -102,6 +106,7 @@ class Pipeline:
             revision=revision,
             device=str(device),
             num_threads=_arguments.optional_whole("num_threads", num_threads),
+            quantize=quantize,
             vae=_arguments.paths("vae", vae),
             loras=_arguments.loras(loras),
             embeddings=_arguments.with_paths("embeddings", embeddings, None),
@@ -144,6 +149,12 @@ class Pipeline:
     def clear_loras(self) -> None:
         """Takes all LoRAs out. The weights are then the model's own, bit for bit."""
         self._native.clear_loras()
+
+    def drop_text_encoders(self) -> None:
+        """Gives the memory of the text encoders back. Prompts that a run had before are known on, the
+        last eight of them, until LoRAs or words change; others then raise ``UnsupportedError``.
+        """
+        self._native.drop_text_encoders()
 
     @property
     def loras(self) -> list[LoraReport]:
@@ -226,6 +237,8 @@ class Pipeline:
         hires: Hires | None = None,
         deep_shrink: DeepShrink | None = None,
         deep_cache: SupportsIndex = 1,
+        tgate: SupportsIndex | None = None,
+        token_merging: SupportsFloat = 0.0,
         seamless: Seamless = False,
         vae_tiling: VaeTiling | None = None,
         vae_slicing: bool = False,
@@ -318,6 +331,11 @@ class Pipeline:
                 knows.
             deep_cache: Asks the UNet's inner levels in each so-many-th evaluation alone, from 1, all, to
                 1000, and takes over what they found in the others: faster, and a little different.
+            tgate: After how many steps the text is read no more, from 1: guidance ends there, and
+                cross-attention answers what it found last; faster, and different in details. It takes one
+                prompt at a time. Usual is 10 of 25 steps.
+            token_merging: Which share of the tokens is merged with similar ones for self-attention, from 0
+                to 0.9, usually 0.5: faster the larger the picture is, and a little different.
             seamless: Whether copies of the picture fit side by side: in both directions, or along ``"x"`` or
                 ``"y"`` alone.
             vae_tiling: Whether the autoencoder works in blended tiles, which take less memory: ``"off"``,

@@ -99,6 +99,8 @@ FIELDS: dict[str, Callable[[Any], dict[str, Any]]] = {
             "denoising_start",
             "denoising_end",
             "deep_cache",
+            "tgate",
+            "token_merging",
             "pag_scale",
             "pag_adaptive_scale",
             "vae_slicing",

@@ -81,7 +81,8 @@ def build(pipe: NativePipeline, told: Mapping[str, Any]) -> NativeRequest:
     )
     networks = _networks.networks(
         **those("pag_scale", "pag_adaptive_scale", "pag_applied_layers"),
-        **those("deep_shrink", "deep_cache", "seamless", "vae_tiling", "vae_slicing"),
+        **those("deep_shrink", "deep_cache", "tgate", "token_merging"),
+        **those("seamless", "vae_tiling", "vae_slicing"),
     )
     return NativeRequest(plain, start, networks)
 

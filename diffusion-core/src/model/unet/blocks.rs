@@ -58,7 +58,7 @@ impl Layer {
     }
 
     fn forward(&self, x: &Activation, cond: Conditioning<'_>) -> Result<Activation> {
-        let x = self.resnet.forward(x, Some(cond.temb))?;
+        let x = self.resnet.forward(x.clone(), Some(cond.temb))?;
         match &self.attention {
             Some(attention) => attention.forward(&x, cond.context),
             None => Ok(x),
@@ -170,10 +170,10 @@ impl MidBlock {
     }
 
     pub(super) fn forward(&self, x: &Activation, cond: Conditioning<'_>) -> Result<Activation> {
-        let x = self.first.forward(x, Some(cond.temb))?;
+        let x = self.first.forward(x.clone(), Some(cond.temb))?;
         match &self.rest {
             Some((attention, resnet)) => {
-                resnet.forward(&attention.forward(&x, cond.context)?, Some(cond.temb))
+                resnet.forward(attention.forward(&x, cond.context)?, Some(cond.temb))
             }
             None => Ok(x),
         }

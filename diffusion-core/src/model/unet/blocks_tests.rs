@@ -105,6 +105,7 @@ fn level(cross_attention: bool) -> LevelConfig {
             use_linear_projection: false,
             only_cross_attention: false,
             upcast_attention: false,
+            merges_tokens: false,
         }),
     }
 }

@@ -9,8 +9,7 @@ use super::{AdditionEmbedType, UNetConfig, UNetInput};
 use crate::device::compute_dtype;
 use crate::error::{Error, Result};
 use crate::nn::{
-    Activation, Context, Conv2d, Conv2dConfig, ImageAttention, Params, PerturbedAttention,
-    TimestepEmbedding, sinusoidal_embedding,
+    Activation, Conv2d, Conv2dConfig, Params, TimestepEmbedding, sinusoidal_embedding,
 };
 
 /// What UNet and ControlNet share: first convolution, timestep, levels on the way down, middle.
@@ -30,8 +29,7 @@ pub(in crate::model) struct Encoder {
 pub(in crate::model) struct Encoded<'a> {
     temb: Activation,
     text: Activation,
-    pictures: Option<&'a ImageAttention>,
-    perturbed: Option<&'a PerturbedAttention>,
+    input: UNetInput<'a>,
     /// Outputs of the first convolution and of each block of the levels, in order.
     pub(in crate::model) skips: Vec<Activation>,
     /// The middle's output.
@@ -43,11 +41,7 @@ impl Encoded<'_> {
     pub(super) fn conditioning(&self) -> Conditioning<'_> {
         Conditioning {
             temb: &self.temb,
-            context: Context {
-                text: &self.text,
-                pictures: self.pictures,
-                perturbed: self.perturbed,
-            },
+            context: self.input.context(&self.text),
         }
     }
 }
@@ -138,14 +132,9 @@ impl Encoder {
         let batch = input.sample.dim(0)?;
         let temb = self.embed(input, batch)?;
         let text = Activation::new(input.encoder_hidden_states.to_dtype(self.dtype)?);
-        let (pictures, perturbed) = (input.image_attention, input.perturbed);
         let cond = Conditioning {
             temb: &temb,
-            context: Context {
-                text: &text,
-                pictures,
-                perturbed,
-            },
+            context: input.context(&text),
         };
         let mut x = Activation::from_nchw(&input.sample.to_dtype(self.dtype)?)?;
         if self.config.center_input_sample {
@@ -175,8 +164,7 @@ impl Encoder {
             mid: x,
             temb,
             text,
-            pictures,
-            perturbed,
+            input: *input,
             skips: skips.list,
         })
     }

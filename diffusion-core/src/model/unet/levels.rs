@@ -45,6 +45,9 @@ impl Levels {
             time_scale_shift: config.resnet_time_scale_shift,
             output_scale_factor: 1.0,
         };
+        // The level with the most tokens, where attention to all of them costs most.
+        let mut kinds = config.down_block_types.iter();
+        let outermost = kinds.position(|kind| *kind == BlockType::CrossAttention);
         let transformer = (kind == BlockType::CrossAttention).then(|| TransformerConfig {
             channels,
             heads: self.heads[index],
@@ -54,6 +57,7 @@ impl Levels {
             use_linear_projection: config.use_linear_projection,
             only_cross_attention: self.only_cross_attention[index],
             upcast_attention: config.upcast_attention,
+            merges_tokens: outermost == Some(index),
         });
         LevelConfig {
             resnet,

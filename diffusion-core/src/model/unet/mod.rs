@@ -24,8 +24,8 @@ pub use shrink::Shrink;
 
 use crate::error::Result;
 use crate::nn::{
-    Activation, Conv2d, Conv2dConfig, GroupNorm, ImageAttention, Lease, Params, PerturbedAttention,
-    Seamless, TensorSource, WeightChanges, Weights,
+    Activation, Context, Conv2d, Conv2dConfig, Gate, GroupNorm, ImageAttention, Lease, Params,
+    PerturbedAttention, Seamless, TensorSource, WeightChanges, Weights,
 };
 
 /// What SDXL is told beside the text.
@@ -59,6 +59,11 @@ pub struct UNetInput<'a> {
     pub perturbed: Option<&'a PerturbedAttention>,
     /// Inner levels at a lower resolution.
     pub shrink: Option<Shrink>,
+    /// Whether cross-attention layers leave what they find, or answer what was left.
+    pub gate: Option<Gate<'a>>,
+    /// Which share of the tokens goes into others for self-attention, in the outermost level that has it; above 3/4 is
+    /// as 3/4.
+    pub token_merging: f64,
 }
 
 impl<'a> UNetInput<'a> {
@@ -78,6 +83,22 @@ impl<'a> UNetInput<'a> {
             residuals: None,
             perturbed: None,
             shrink: None,
+            gate: None,
+            token_merging: 0.0,
+        }
+    }
+
+    /// What attention layers are told.
+    fn context<'b>(&self, text: &'b Activation) -> Context<'b>
+    where
+        'a: 'b,
+    {
+        Context {
+            text,
+            pictures: self.image_attention,
+            perturbed: self.perturbed,
+            gate: self.gate,
+            token_merging: self.token_merging,
         }
     }
 }
@@ -233,7 +254,9 @@ impl UNet {
     ) -> Result<Tensor> {
         let last = &self.up_blocks[self.up_blocks.len() - 1];
         let x = last.forward(x, encoded.conditioning(), &mut skips)?;
-        let x = self.conv_norm_out.forward_then(&x, self.config().act_fn)?;
+        let x = self
+            .conv_norm_out
+            .forward_then_within(x, self.config().act_fn)?;
         Ok(self.conv_out.forward(&x)?.to_nchw()?.to_dtype(DType::F32)?)
     }
 }

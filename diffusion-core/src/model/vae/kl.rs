@@ -218,12 +218,12 @@ impl MidBlock {
         })
     }
 
-    fn forward(&self, x: &Activation) -> Result<Activation> {
+    fn forward(&self, x: Activation) -> Result<Activation> {
         let mut x = self.first.forward(x, None)?;
         if let Some(attention) = &self.attention {
             x = attention.forward(&x)?;
         }
-        self.second.forward(&x, None)
+        self.second.forward(x, None)
     }
 }
 
@@ -272,15 +272,15 @@ impl Encoder {
         let mut x = self.conv_in.forward(x)?;
         for (resnets, downsampler) in &self.down_blocks {
             for resnet in resnets {
-                x = resnet.forward(&x, None)?;
+                x = resnet.forward(x, None)?;
             }
             if let Some(downsampler) = downsampler {
                 x = downsampler.forward(&x)?;
             }
         }
-        x = self.mid_block.forward(&x)?;
+        x = self.mid_block.forward(x)?;
         self.conv_out
-            .forward(&self.conv_norm_out.forward_then(&x, function)?)
+            .forward(&self.conv_norm_out.forward_then_within(x, function)?)
     }
 }
 
@@ -326,17 +326,17 @@ impl Decoder {
     }
 
     fn forward(&self, x: &Activation, function: ActivationFunction) -> Result<Activation> {
-        let mut x = self.mid_block.forward(&self.conv_in.forward(x)?)?;
+        let mut x = self.mid_block.forward(self.conv_in.forward(x)?)?;
         for (resnets, upsampler) in &self.up_blocks {
             for resnet in resnets {
-                x = resnet.forward(&x, None)?;
+                x = resnet.forward(x, None)?;
             }
             if let Some(upsampler) = upsampler {
                 x = upsampler.forward(&x, None)?;
             }
         }
         self.conv_out
-            .forward(&self.conv_norm_out.forward_then(&x, function)?)
+            .forward(&self.conv_norm_out.forward_then_within(x, function)?)
     }
 }
 

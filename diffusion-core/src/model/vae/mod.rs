@@ -220,7 +220,7 @@ impl Vae {
     /// # Errors
     /// [`Error::Tensor`] if the shape does not fit.
     pub fn encode(&self, images: &Tensor) -> Result<Posterior> {
-        let _memory = Lease::of_evaluation();
+        let _memory = Lease::of_autoencoder();
         if let Some(margin) = self.margin(images, Ratio::encode(self.downscale()))? {
             let Posterior { mean, logvar } = self
                 .with_seamless(Seamless::NONE)?
@@ -275,7 +275,7 @@ impl Vae {
     /// # Errors
     /// [`Error::Tensor`] if the shape does not fit.
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
-        let _memory = Lease::of_evaluation();
+        let _memory = Lease::of_autoencoder();
         if let Some(margin) = self.margin(latents, Ratio::decode(self.downscale()))? {
             let plain = self.with_seamless(Seamless::NONE)?;
             return margin.cut(&plain.decode(&margin.around(latents)?)?);

@@ -241,6 +241,8 @@ mod tests {
         .pag_layers(["mid", "up"])
         .deep_shrink(DeepShrink::default())
         .deep_cache(3)
+        .tgate(2)
+        .token_merging(0.25)
         .seamless(Seamless { x: true, y: false })
         .vae_tiling(VaeTiling::Off)
         .vae_slicing(true)

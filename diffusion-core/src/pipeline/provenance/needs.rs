@@ -53,6 +53,8 @@ pub(super) fn note_pictures(request: &GenerateRequest) -> Result<Map<String, Val
         pag_layers: _,
         deep_shrink: _,
         deep_cache: _,
+        tgate: _,
+        token_merging: _,
         seamless: _,
         vae_tiling: _,
         vae_slicing: _,

@@ -43,6 +43,22 @@ impl GenerateRequest {
         self
     }
 
+    /// After how many steps the text is read no more (T-GATE): guidance ends there, and cross-attention answers what it
+    /// found in the last of them, the mean over both prompts. Faster, for pictures that differ in details. It takes one
+    /// prompt at a time. From 1. Default: none; usual is 10 of 25 steps.
+    pub fn tgate(mut self, num_steps: usize) -> Self {
+        self.tgate = Some(num_steps);
+        self
+    }
+
+    /// Which share of the tokens is merged with others, similar to them, for self-attention in the UNet's outermost
+    /// level that has attention (ToMe): faster the larger the picture is, and a little different. From 0, none, to 0.9;
+    /// 3/4 is the most that can be. Default: 0; usual is 0.5.
+    pub fn token_merging(mut self, ratio: f64) -> Self {
+        self.token_merging = ratio;
+        self
+    }
+
     /// In which directions copies of the picture shall fit side by side. ControlNets do not know of it. Default: in
     /// none.
     pub fn seamless(mut self, seamless: Seamless) -> Self {

@@ -104,7 +104,7 @@ pub fn merge_loras(
             continue;
         }
         for (name, delta) in DELTAS {
-            if let Some(changed) = apply(weights.tensors(), path, name, delta, &changes)? {
+            if let Some(changed) = apply(weights, path, name, delta, &changes)? {
                 target.tensors.insert(format!("{path}.{name}"), changed);
             }
         }
@@ -160,14 +160,13 @@ fn is_layer(path: &str) -> bool {
 
 /// A module's tensor with all changes added, or `None` if none changes it.
 fn apply(
-    tensors: &NamedTensors,
+    weights: &Weights,
     path: &str,
     name: &str,
     delta: Delta,
     changes: &[Change<'_>],
 ) -> Result<Option<Tensor>> {
-    let stored = tensor(tensors, path, name);
-    let base = stored.map(|base| base.to_dtype(DType::F32)).transpose()?;
+    let base = weights.tensor(&format!("{path}.{name}"), DType::F32)?;
     let mut sum: Option<Tensor> = None;
     for change in changes {
         let added = delta(change.adapter, base.as_ref(), change.scale)
@@ -177,8 +176,8 @@ fn apply(
             (sum, added) => sum.or(added),
         };
     }
-    match (sum, base, stored) {
-        (Some(sum), Some(base), Some(stored)) => Ok(Some((base + sum)?.to_dtype(stored.dtype())?)),
+    match (sum, base) {
+        (Some(sum), Some(base)) => Ok(Some((base + sum)?.to_dtype(weights.dtype())?)),
         _ => Ok(None),
     }
 }

@@ -54,14 +54,13 @@ impl Layout {
         let keys = tokens(x.k);
         let lanes = isa.lanes();
         let (panel, block) = (2 * lanes, 2 * lanes * PANELS);
-        let precision = isa.available(x.precision);
-        let block_len = precision.units(block) * x.width.next_multiple_of(lanes);
+        let block_len = x.precision.units(block) * x.width.next_multiple_of(lanes);
         Self {
             queries: tokens(x.q),
             keys,
             panel,
             block,
-            keys_len: keys.next_multiple_of(panel) * precision.units(x.width),
+            keys_len: keys.next_multiple_of(panel) * x.precision.units(x.width),
             block_len,
             values_len: keys.div_ceil(block) * block_len,
         }
@@ -76,7 +75,11 @@ pub(crate) fn attention(x: Attention<'_>, out: &mut [f32]) {
     attention_on(dispatch::isa(), x, out);
 }
 
-fn attention_on(isa: Isa, x: Attention<'_>, out: &mut [f32]) {
+fn attention_on(isa: Isa, mut x: Attention<'_>, out: &mut [f32]) {
+    x.precision = match isa.available(x.precision) {
+        Precision::Fixed => Precision::F32,
+        precision => precision,
+    };
     let layout = Layout::new(isa, &x);
     let channels = x.heads * x.width;
     assert_eq!(x.q.len(), x.batch * layout.queries * channels);

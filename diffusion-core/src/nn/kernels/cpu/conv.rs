@@ -181,8 +181,8 @@ pub(super) fn convolve_directly(
     let channels = picture.channels;
     let num_rows = picture.batch * shape.out.0 * shape.out.1;
     let precision = precision_of(weight, isa);
-    let operand = Operand::new(picture.values, channels, precision);
-    let zeros = vec![0.0; precision.units(channels)];
+    let operand = Operand::new(picture.values, channels, precision, isa);
+    let zeros = vec![0.0; precision.row(channels)];
     let product = Product {
         rows: Patches::new(operand.units(), &picture, shape, &zeros),
         num_rows,
@@ -262,6 +262,11 @@ mod tests {
         y
     }
 
+    type Way = fn(Isa, Picture<'_>, Values<'_>, Shape, Epilogue<'_>, &mut [f32]);
+
+    /// Directly, and after Winograd, and how far from the definition each may be in f32.
+    const WAYS: [(Way, f64); 2] = [(convolve_directly, 2e-6), (winograd::convolve, 1e-5)];
+
     #[test]
     fn any_shape_on_any_processor_both_ways() {
         let mut cases = vec![
@@ -295,7 +300,13 @@ mod tests {
             let epilogue = Epilogue {
                 bias: Some(&bias),
                 add: Some(&add),
+                accumulates: false,
                 gated: false,
+            };
+            let added_within = Epilogue {
+                add: None,
+                accumulates: true,
+                ..epilogue
             };
             let picture = Picture {
                 values: &x,
@@ -328,16 +339,19 @@ mod tests {
                         );
                     }
                 };
-                for isa in Isa::all() {
+                let is_winograds = shape.kernel == (3, 3) && shape.stride == 1;
+                for (isa, (convolve, exact)) in Isa::all()
+                    .into_iter()
+                    .flat_map(|isa| WAYS.map(|way| (isa, way)))
+                    .filter(|(_, (_, exact))| is_winograds || *exact == WAYS[0].1)
+                {
                     let mut out = vec![f32::NAN; len];
-                    convolve_directly(isa, picture, weight, shape, epilogue, &mut out);
-                    let tolerance = if is_half { 1e-2 } else { 2e-6 };
-                    check(&out, tolerance, &format!("{isa:?}, directly, {is_half}"));
-                    if shape.kernel == (3, 3) && shape.stride == 1 {
-                        let mut out = vec![f32::NAN; len];
-                        winograd::convolve(isa, picture, weight, shape, epilogue, &mut out);
-                        check(&out, 1e-5, &format!("{isa:?}, Winograd, {is_half}"));
-                    }
+                    convolve(isa, picture, weight, shape, epilogue, &mut out);
+                    let tolerance = if is_half { 1e-2 } else { exact };
+                    check(&out, tolerance, &format!("{isa:?}, {exact}, {is_half}"));
+                    let mut within = add.clone();
+                    convolve(isa, picture, weight, shape, added_within, &mut within);
+                    assert_eq!(within, out);
                 }
             }
         }

@@ -2,11 +2,12 @@
 
 use std::sync::OnceLock;
 
+use super::pack::portion;
 #[cfg(test)]
 use super::simd::PortablePairs;
 use super::simd::{F32, Kernel, Portable};
 #[cfg(target_arch = "x86_64")]
-use super::x86::{Avx2, Avx512, Bf16};
+use super::x86::{Avx2, Avx512, Bf16, Fixed};
 
 /// The numbers that matrix products multiply. Sums are f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -14,16 +15,27 @@ pub(crate) enum Precision {
     /// f32.
     #[default]
     F32,
-    /// bf16 where the processor multiplies them, else f32.
+    /// bf16 where the processor multiplies them, else what comes nearest: [`available`](Isa::available).
     Bf16,
+    /// Whole numbers of 16 bits with a scale for each row.
+    Fixed,
 }
 
 impl Precision {
-    /// Units of so many elements: of one f32, or of two bf16.
+    /// Units of so many elements: of one f32, or of two of 16 bits.
     pub(super) const fn units(self, elements: usize) -> usize {
         match self {
             Self::F32 => elements,
-            Self::Bf16 => elements.div_ceil(2),
+            Self::Bf16 | Self::Fixed => elements.div_ceil(2),
+        }
+    }
+
+    /// The length of a row of so many elements: its units, and before each portion of them its scale.
+    pub(super) const fn row(self, elements: usize) -> usize {
+        let units = self.units(elements);
+        match self {
+            Self::F32 | Self::Bf16 => units,
+            Self::Fixed => units + units.div_ceil(portion(units, true)),
         }
     }
 }
@@ -57,13 +69,15 @@ impl Isa {
         }
     }
 
-    /// What matrix products multiply there.
+    /// What matrix products multiply there, where numbers of such precision are asked for.
     pub(super) fn available(self, precision: Precision) -> Precision {
-        match self {
+        match (self, precision) {
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512Bf16 => precision,
+            (Self::Avx512Bf16, Precision::Bf16) => Precision::Bf16,
+            #[cfg(target_arch = "x86_64")]
+            (Self::Avx2, Precision::Bf16 | Precision::Fixed) => Precision::Fixed,
             #[cfg(test)]
-            Self::Wide => precision,
+            (Self::Wide, Precision::Bf16) => Precision::Bf16,
             _ => Precision::F32,
         }
     }
@@ -125,11 +139,13 @@ pub(super) unsafe fn run(isa: Isa, precision: Precision, work: impl Work) {
             #[cfg(target_arch = "x86_64")]
             (Isa::Avx512 | Isa::Avx512Bf16, _) => on_avx512(work),
             #[cfg(target_arch = "x86_64")]
+            (Isa::Avx2, Precision::Fixed) => on_fixed(work),
+            #[cfg(target_arch = "x86_64")]
             (Isa::Avx2, _) => on_avx2(work),
             #[cfg(test)]
             (Isa::Wide, Precision::Bf16) => work.run::<PortablePairs>(),
             #[cfg(test)]
-            (Isa::Wide, Precision::F32) => work.run::<F32<Portable<16>>>(),
+            (Isa::Wide, _) => work.run::<F32<Portable<16>>>(),
             (Isa::Portable, _) => work.run::<F32<Portable<4>>>(),
         }
     }
@@ -140,6 +156,13 @@ pub(super) unsafe fn run(isa: Isa, precision: Precision, work: impl Work) {
 unsafe fn on_avx2(work: impl Work) {
     // SAFETY: the caller's.
     unsafe { work.run::<F32<Avx2>>() }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn on_fixed(work: impl Work) {
+    // SAFETY: the caller's.
+    unsafe { work.run::<Fixed>() }
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -29,7 +29,7 @@ impl Rows for Dense<'_> {
 /// Precision of products with weights that are held so.
 pub(super) fn precision_of(weight: Values<'_>, isa: Isa) -> Precision {
     match weight {
-        Values::Bf16(_) => isa.available(Precision::Bf16),
+        Values::Bf16(_) | Values::Int8 { .. } => isa.available(Precision::Bf16),
         Values::F32(_) | Values::F16(_) => Precision::F32,
     }
 }
@@ -63,11 +63,11 @@ fn linear_on(
     let outputs = out.len() / num_rows.max(1);
     assert_eq!(x.len(), num_rows * inputs);
     let precision = precision_of(weight, isa);
-    let operand = Operand::new(x, inputs, precision);
+    let operand = Operand::new(x, inputs, precision, isa);
     let product = Product {
         rows: Dense {
             values: operand.units(),
-            stride: precision.units(inputs),
+            stride: precision.row(inputs),
         },
         num_rows,
         taps: 1,
@@ -111,23 +111,36 @@ mod tests {
         let (bias, add) = (rng.randn(halves * outputs), rng.randn(rows * outputs));
         let f16: Vec<_> = w.iter().map(|w| half::f16::from_f32(*w)).collect();
         let bf16: Vec<_> = w.iter().map(|w| half::bf16::from_f32(*w)).collect();
+        let bytes: Vec<_> = (0..w.len()).map(|i| (i * 37 % 255) as u8).collect();
+        let scales: Vec<_> = (0..halves * outputs)
+            .map(|i| 0.01 + i as f32 * 1e-4)
+            .collect();
         let epilogue = Epilogue {
             bias: Some(&bias),
             add: Some(&add),
+            accumulates: false,
             gated: is_gated,
         };
         // The size of a sum, and of a product of two.
         let size = (inputs as f64).sqrt().max(1.0) * 4.0;
         let size = if is_gated { size * size } else { size };
-        for (values, tolerance) in [
-            (Values::F32(&w), 1e-6),
-            (Values::F16(&f16), 1e-6),
-            (Values::Bf16(&bf16), 5e-3),
+        let int8 = Values::Int8 {
+            values: &bytes,
+            scales: &scales,
+        };
+        for values in [
+            Values::F32(&w),
+            Values::F16(&f16),
+            Values::Bf16(&bf16),
+            int8,
         ] {
             let wide = |i: usize| match values {
                 Values::F32(w) => f64::from(w[i]),
                 Values::F16(w) => w[i].to_f64(),
                 Values::Bf16(w) => w[i].to_f64(),
+                Values::Int8 { values, scales } => {
+                    f64::from(values[i].cast_signed()) * f64::from(scales[i / inputs])
+                }
             };
             let sum = |row: usize, output: usize| {
                 let products =
@@ -149,8 +162,22 @@ mod tests {
                 })
                 .collect();
             for isa in Isa::all() {
+                // Whole numbers come nearer than bf16.
+                let tolerance = match precision_of(values, isa) {
+                    Precision::F32 => 1e-6,
+                    Precision::Fixed => 4e-4,
+                    Precision::Bf16 => 5e-3,
+                };
                 let mut out = vec![f32::NAN; rows * outputs];
                 linear_on(isa, &x, values, inputs, epilogue, &mut out);
+                let mut within = add.clone();
+                let added_within = Epilogue {
+                    add: None,
+                    accumulates: true,
+                    ..epilogue
+                };
+                linear_on(isa, &x, values, inputs, added_within, &mut within);
+                assert_eq!(within, out);
                 for (out, expected) in out.iter().zip(&expected) {
                     let apart = (f64::from(*out) - expected).abs();
                     assert!(

@@ -31,10 +31,33 @@ pub(crate) fn group_norm(
     silu: bool,
     out: &mut [f32],
 ) {
+    assert_eq!(out.len(), x.len());
+    let scale_shift = scales_of(x, batch, groups, affine);
+    // SAFETY: what is read is as long as what is written.
+    unsafe { scale(x.as_ptr(), out, batch, &scale_shift, silu) };
+}
+
+/// As [`group_norm`], in place.
+///
+/// # Panics
+/// If lengths do not fit.
+pub(crate) fn group_norm_in_place(
+    x: &mut [f32],
+    batch: usize,
+    groups: usize,
+    affine: Affine<'_>,
+    silu: bool,
+) {
+    let scale_shift = scales_of(x, batch, groups, affine);
+    // SAFETY: each value is read before it is written.
+    unsafe { scale(x.as_ptr(), x, batch, &scale_shift, silu) };
+}
+
+/// For each image what its channels are multiplied by, and what is added then.
+fn scales_of(x: &[f32], batch: usize, groups: usize, affine: Affine<'_>) -> Vec<f32> {
     let channels = affine.weight.len();
     let pixels = x.len() / (batch * channels).max(1);
     assert_eq!(x.len(), batch * pixels * channels);
-    assert_eq!(out.len(), x.len());
     assert!(affine.bias.len() == channels && channels.is_multiple_of(groups));
     let portions = pixels.div_ceil(PIXELS);
     let mut sums = vec![0.0; batch * portions * 2 * channels];
@@ -58,15 +81,27 @@ pub(crate) fn group_norm(
         let shift = &x[image * pixels * channels..][..channels];
         write_scales(sums, shift, pixels, groups, affine, scale_shift);
     }
-    let out = Shared::new(out);
-    for_portions(batch * pixels, PIXELS, |rows| {
+    scale_shift
+}
+
+/// Scales and shifts all pixels.
+///
+/// # Safety
+/// As many values as are written must be readable at `x`: the same ones, or others.
+unsafe fn scale(x: *const f32, out: &mut [f32], batch: usize, scale_shift: &[f32], silu: bool) {
+    let channels = scale_shift.len() / (2 * batch).max(1);
+    let rows = out.len() / channels.max(1);
+    let pixels = rows / batch.max(1);
+    let (x, out) = (Shared::reading(x), Shared::new(out));
+    for_portions(rows, PIXELS, |rows| {
         for row in rows {
+            // SAFETY: each row is read and written by one task.
+            let (x, out) = unsafe { (x.at(row * channels), out.at(row * channels)) };
             let task = Scale {
-                x: &x[row * channels..(row + 1) * channels],
+                x,
                 scale_shift: &scale_shift[row / pixels * 2 * channels..][..2 * channels],
                 silu,
-                // SAFETY: each row is written by one task.
-                out: unsafe { out.at(row * channels) },
+                out,
             };
             // SAFETY: as above.
             unsafe { dispatch::run(dispatch::isa(), Precision::F32, task) };
@@ -156,7 +191,7 @@ impl Work for Sum<'_> {
 
 /// A pixel, scaled and shifted.
 struct Scale<'a> {
-    x: &'a [f32],
+    x: *const f32,
     scale_shift: &'a [f32],
     silu: bool,
     out: *mut f32,
@@ -165,16 +200,16 @@ struct Scale<'a> {
 impl Work for Scale<'_> {
     #[inline(always)]
     unsafe fn run<K: Kernel>(self) {
-        let (scale, shift) = self.scale_shift.split_at(self.x.len());
+        let (scale, shift) = self.scale_shift.split_at(self.scale_shift.len() / 2);
         // SAFETY: the caller's.
         unsafe {
             math::map::<K::S>(
-                self.x.len(),
+                scale.len(),
                 self.out,
                 #[inline(always)]
                 |at, part| {
                     let y = K::S::fma(
-                        part.load::<K::S>(self.x.as_ptr().add(at)),
+                        part.load::<K::S>(self.x.add(at)),
                         part.load::<K::S>(scale.as_ptr().add(at)),
                         part.load::<K::S>(shift.as_ptr().add(at)),
                     );
@@ -290,6 +325,9 @@ mod tests {
             for silu in [false, true] {
                 let mut out = vec![f32::NAN; x.len()];
                 group_norm(&x, batch, groups, affine, silu, &mut out);
+                let mut within = x.clone();
+                group_norm_in_place(&mut within, batch, groups, affine, silu);
+                assert_eq!(within, out);
                 let width = channels / groups;
                 for (image, group) in (0..batch).flat_map(|i| (0..groups).map(move |g| (i, g))) {
                     let at = |pixel: usize, channel: usize| {

@@ -4,8 +4,9 @@
 use half::{bf16, f16};
 
 use super::buffer::Buffer;
-use super::dispatch::Precision;
-use super::simd::{Kernel, Simd};
+use super::dispatch::{Isa, Precision};
+use super::fixed;
+use super::simd::{F32, Kernel, Simd};
 use super::threads::{Shared, for_portions};
 
 /// Weights or activations, as they are held.
@@ -14,6 +15,11 @@ pub(crate) enum Values<'a> {
     F32(&'a [f32]),
     F16(&'a [f16]),
     Bf16(&'a [bf16]),
+    /// Signed whole numbers, which the scale of their row is to be multiplied with.
+    Int8 {
+        values: &'a [u8],
+        scales: &'a [f32],
+    },
 }
 
 impl Values<'_> {
@@ -22,7 +28,26 @@ impl Values<'_> {
             Self::F32(values) => values.len(),
             Self::F16(values) => values.len(),
             Self::Bf16(values) => values.len(),
+            Self::Int8 { values, .. } => values.len(),
         }
+    }
+}
+
+/// Elements that are packed at once.
+pub(super) const BLOCK: usize = 1024;
+
+/// So many of a row's units are summed in one go, if its last portion is not shorter.
+pub(super) const fn portion(units: usize, is_fixed: bool) -> usize {
+    let most = if is_fixed {
+        BLOCK * 3 / 8
+    } else {
+        BLOCK * 3 / 4
+    };
+    let portions = units.div_ceil(most);
+    if portions == 0 {
+        1
+    } else {
+        units.div_ceil(portions)
     }
 }
 
@@ -80,8 +105,14 @@ pub(super) unsafe fn pack<K: Kernel>(
             for (i, row) in square.iter_mut().enumerate() {
                 if column + i < block.rows {
                     let at = block.start + (column + i) * block.stride + element;
+                    let scale = match values {
+                        Values::Int8 { scales, .. } => {
+                            scales[block.start / block.stride + column + i]
+                        }
+                        _ => 1.0,
+                    };
                     // SAFETY: the caller's.
-                    *row = unsafe { fetch::<K>(values, at, count) };
+                    *row = unsafe { fetch::<K>(values, at, count, scale) };
                 }
             }
             // SAFETY: the caller's; whole squares alone are written in one piece.
@@ -102,12 +133,35 @@ pub(super) unsafe fn pack<K: Kernel>(
     }
 }
 
+/// As [`pack`]; where units are whole numbers, their columns' scales come first.
+///
+/// # Safety
+/// As [`pack`], with room for one row of columns more than elements where units are whole numbers.
+#[inline(always)]
+pub(super) unsafe fn pack_panel<K: Kernel>(
+    values: Values<'_>,
+    block: Block,
+    columns: usize,
+    panel: *mut f32,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        match K::FIXED {
+            true => {
+                pack::<F32<K::S>>(values, block, columns, panel.add(columns));
+                fixed::panel::<K>(panel, block.elements, columns);
+            }
+            false => pack::<K>(values, block, columns, panel),
+        }
+    }
+}
+
 /// Eight units from `at` on, of which `count` elements are there.
 ///
 /// # Safety
 /// They must be within `values`.
 #[inline(always)]
-unsafe fn fetch<K: Kernel>(values: Values<'_>, at: usize, count: usize) -> [f32; 8] {
+unsafe fn fetch<K: Kernel>(values: Values<'_>, at: usize, count: usize, scale: f32) -> [f32; 8] {
     let is_whole = count == if K::PAIRS { 16 } else { 8 };
     // SAFETY: the caller's.
     unsafe {
@@ -125,6 +179,10 @@ unsafe fn fetch<K: Kernel>(values: Values<'_>, at: usize, count: usize) -> [f32;
             (Values::Bf16(values), true) => {
                 values.as_ptr().add(at).cast::<[f32; 8]>().read_unaligned()
             }
+            (Values::Int8 { values, .. }, true) if !K::PAIRS => {
+                let bits = values.as_ptr().add(at).cast::<[i8; 8]>().read_unaligned();
+                bits.map(|x| f32::from(x) * scale)
+            }
             (Values::F32(values), true) => {
                 eight_pairs(&values.as_ptr().add(at).cast::<[f32; 16]>().read_unaligned())
             }
@@ -135,6 +193,9 @@ unsafe fn fetch<K: Kernel>(values: Values<'_>, at: usize, count: usize) -> [f32;
                         Values::F32(values) => *values.get_unchecked(at + i),
                         Values::F16(values) => values.get_unchecked(at + i).to_f32(),
                         Values::Bf16(values) => values.get_unchecked(at + i).to_f32(),
+                        Values::Int8 { values, .. } => {
+                            f32::from(values.get_unchecked(at + i).cast_signed()) * scale
+                        }
                     };
                 }
                 match K::PAIRS {
@@ -163,12 +224,19 @@ pub(super) enum Operand<'a> {
 
 impl<'a> Operand<'a> {
     /// Of rows of `channels` values.
-    pub(super) fn new(x: &'a [f32], channels: usize, precision: Precision) -> Self {
+    pub(super) fn new(x: &'a [f32], channels: usize, precision: Precision, isa: Isa) -> Self {
+        let row = precision.row(channels);
+        let buffer = || Buffer::new(x.len() / channels.max(1) * row);
         match precision {
             Precision::F32 => Self::Values(x),
             Precision::Bf16 => {
-                let mut buffer = Buffer::new(x.len() / channels.max(1) * precision.units(channels));
+                let mut buffer = buffer();
                 pairs(x, channels, buffer.as_mut());
+                Self::Pairs(buffer)
+            }
+            Precision::Fixed => {
+                let mut buffer = buffer();
+                fixed::rows(isa, x, channels, buffer.as_mut());
                 Self::Pairs(buffer)
             }
         }

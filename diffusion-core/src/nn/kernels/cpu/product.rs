@@ -5,7 +5,7 @@
 use super::buffer::Buffer;
 use super::dispatch::{self, Isa, Precision, Work};
 use super::math;
-use super::pack::{Block, Values, pack, units};
+use super::pack::{BLOCK, Block, Values, pack_panel, portion, units};
 use super::simd::{Kernel, Part, Simd};
 use super::threads::{Shared, for_each};
 
@@ -13,8 +13,6 @@ use super::threads::{Shared, for_each};
 pub(super) const MAX_ROWS: usize = 12;
 /// The most taps that are summed in one go.
 const MAX_TAPS: usize = 9;
-/// Units that are packed at once.
-const BLOCK: usize = 1024;
 /// Rows of a task. Packing is done once for them.
 const CHUNK: usize = 1020;
 
@@ -39,6 +37,8 @@ pub(crate) struct Epilogue<'a> {
     pub(crate) bias: Option<&'a [f32]>,
     /// Added to each element.
     pub(crate) add: Option<&'a [f32]>,
+    /// Whether it is added to what is there already.
+    pub(crate) accumulates: bool,
     /// Whether the weights are twice as many, and what the second half makes, through GELU, multiplies what the
     /// first one makes.
     pub(crate) gated: bool,
@@ -163,9 +163,12 @@ impl<R: Rows> Task<'_, R> {
         let rows = &self.product.rows;
         let (units, columns) = (units::<K>(channels), vectors * K::S::LANES);
         let per_unit = if K::PAIRS { 2 } else { 1 };
-        let portion = units.div_ceil(units.div_ceil(BLOCK * 3 / 4).max(1)).max(1);
-        let taps_at_once = (BLOCK / portion).clamp(1, MAX_TAPS);
-        let mut block = Buffer::new(taps_at_once * portion * columns);
+        let portion = portion(units, K::FIXED);
+        // Whole numbers have their scales before them, and are f32 first.
+        let scales = usize::from(K::FIXED);
+        let taps_at_once = (BLOCK / (portion << scales)).clamp(1, MAX_TAPS);
+        let len = (taps_at_once + scales) * (portion + scales) * columns;
+        let mut block = Buffer::new(len);
         let block = block.as_mut().as_mut_ptr();
         let tile_rows = K::S::ROWS[vectors - 1];
         let mut is_first = true;
@@ -173,6 +176,7 @@ impl<R: Rows> Task<'_, R> {
             let taps = taps_at_once.min(taps - tap);
             for unit in (0..units).step_by(portion) {
                 let len = portion.min(units - unit);
+                let panel = (len + scales) * columns;
                 let stride = self.product.taps * channels;
                 for i in 0..taps {
                     let part = Block {
@@ -182,8 +186,9 @@ impl<R: Rows> Task<'_, R> {
                         elements: (len * per_unit).min(channels - unit * per_unit),
                     };
                     // SAFETY: a part of the weights, as long as checked.
-                    unsafe { pack::<K>(weight, part, columns, block.add(i * len * columns)) };
+                    unsafe { pack_panel::<K>(weight, part, columns, block.add(i * panel)) };
                 }
+                let offset = unit + scales * (unit / portion);
                 for row in (0..positions.len()).step_by(tile_rows) {
                     let mut pointers = [[std::ptr::null(); MAX_ROWS]; MAX_TAPS];
                     for (i, pointers) in pointers.iter_mut().enumerate().take(taps) {
@@ -191,7 +196,7 @@ impl<R: Rows> Task<'_, R> {
                             // Rows beyond the last repeat it.
                             let position = positions[(row + j).min(positions.len() - 1)];
                             // SAFETY: a row's position, and units within its tap.
-                            *pointer = unsafe { rows.point(position, tap + i).add(unit) };
+                            *pointer = unsafe { rows.point(position, tap + i).add(offset) };
                         }
                     }
                     // SAFETY: sums have room for whole tiles, the block is packed above.
@@ -236,7 +241,11 @@ impl<R: Rows> Task<'_, R> {
             if let Some(add) = epilogue.add {
                 y = K::S::add(y, part.load::<K::S>(add.as_ptr().add(at)));
             }
-            part.store::<K::S>(self.out.at(at), y);
+            let out = self.out.at(at);
+            if epilogue.accumulates {
+                y = K::S::add(y, part.load::<K::S>(out));
+            }
+            part.store::<K::S>(out, y);
         }
     }
 }
@@ -279,6 +288,10 @@ unsafe fn tile_of<K: Kernel, const ROWS: usize, const VECTORS: usize>(
     is_first: bool,
 ) {
     let lanes = K::S::LANES;
+    if K::FIXED {
+        // SAFETY: the caller's.
+        return unsafe { fixed_tile_of::<K, ROWS, VECTORS>(taps, units, block, sums, is_first) };
+    }
     // SAFETY: the caller's.
     unsafe {
         let mut acc = [[K::S::splat(0.0); VECTORS]; ROWS];
@@ -308,6 +321,52 @@ unsafe fn tile_of<K: Kernel, const ROWS: usize, const VECTORS: usize>(
             for (j, acc) in acc.iter().enumerate() {
                 K::S::store(sums.add((i * VECTORS + j) * lanes), *acc);
             }
+        }
+    }
+}
+
+/// The same where units are whole numbers, whose scales come first in rows and block.
+#[inline(always)]
+unsafe fn fixed_tile_of<K: Kernel, const ROWS: usize, const VECTORS: usize>(
+    taps: &[[*const f32; MAX_ROWS]],
+    units: usize,
+    mut block: *const f32,
+    sums: *mut f32,
+    mut is_first: bool,
+) {
+    let lanes = K::S::LANES;
+    // SAFETY: the caller's.
+    unsafe {
+        for rows in taps {
+            let scales = block;
+            block = block.add(VECTORS * lanes);
+            let mut acc = [[K::S::splat(0.0); VECTORS]; ROWS];
+            for unit in 0..units {
+                let mut b = [K::S::splat(0.0); VECTORS];
+                for (j, b) in b.iter_mut().enumerate() {
+                    *b = K::S::load(block.add(j * lanes));
+                }
+                block = block.add(VECTORS * lanes);
+                for i in 0..ROWS {
+                    let a = K::S::splat(*rows[i].add(1 + unit));
+                    for j in 0..VECTORS {
+                        acc[i][j] = K::madd(acc[i][j], a, b[j]);
+                    }
+                }
+            }
+            for (i, acc) in acc.iter().enumerate() {
+                for (j, acc) in acc.iter().enumerate() {
+                    let sum = sums.add((i * VECTORS + j) * lanes);
+                    let scale = K::S::mul(K::S::splat(*rows[i]), K::S::load(scales.add(j * lanes)));
+                    let value = K::value(*acc);
+                    let value = match is_first {
+                        true => K::S::mul(value, scale),
+                        false => K::S::fma(value, scale, K::S::load(sum)),
+                    };
+                    K::S::store(sum, value);
+                }
+            }
+            is_first = false;
         }
     }
 }

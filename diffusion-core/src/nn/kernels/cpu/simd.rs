@@ -21,7 +21,10 @@ pub(super) trait Simd: Copy {
     unsafe fn sub(a: Self::Vector, b: Self::Vector) -> Self::Vector;
     unsafe fn mul(a: Self::Vector, b: Self::Vector) -> Self::Vector;
     unsafe fn div(a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    unsafe fn sqrt(x: Self::Vector) -> Self::Vector;
+    /// Of a number and NaN the second operand.
     unsafe fn min(a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    /// As [`min`](Self::min).
     unsafe fn max(a: Self::Vector, b: Self::Vector) -> Self::Vector;
     /// `a * b + c`.
     unsafe fn fma(a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector;
@@ -108,12 +111,14 @@ impl Part {
     }
 }
 
-/// How a matrix product multiplies: units of one f32, or of two bf16.
+/// How a matrix product multiplies: units of one f32, of two bf16, or of two whole numbers of 16 bits.
 pub(super) trait Kernel: Copy {
     /// The registers.
     type S: Simd;
-    /// Whether a unit is a pair of bf16.
+    /// Whether a unit is a pair.
     const PAIRS: bool;
+    /// Whether pairs are whole numbers, and [`fixed`](super::fixed) says how large.
+    const FIXED: bool = false;
     /// `acc + a * b`, for pairs the sum of both products.
     unsafe fn madd(
         acc: <Self::S as Simd>::Vector,
@@ -125,6 +130,20 @@ pub(super) trait Kernel: Copy {
         a: <Self::S as Simd>::Vector,
         b: <Self::S as Simd>::Vector,
     ) -> <Self::S as Simd>::Vector;
+    /// Where units are pairs of whole numbers, those whose first halves are a vector's values and whose second ones
+    /// another's.
+    #[inline(always)]
+    unsafe fn couple(
+        first: <Self::S as Simd>::Vector,
+        _second: <Self::S as Simd>::Vector,
+    ) -> <Self::S as Simd>::Vector {
+        first
+    }
+    /// Sums as f32.
+    #[inline(always)]
+    unsafe fn value(acc: <Self::S as Simd>::Vector) -> <Self::S as Simd>::Vector {
+        acc
+    }
 }
 
 /// Products of f32.
@@ -195,6 +214,7 @@ impl<const N: usize> Simd for Portable<N> {
         sub(a, b) = a - b;
         mul(a, b) = a * b;
         div(a, b) = a / b;
+        sqrt(x) = x.sqrt();
         min(a, b) = if a < b { a } else { b };
         max(a, b) = if a > b { a } else { b };
         fma(a, b, c) = if HAS_FMA { a.mul_add(b, c) } else { a * b + c };

@@ -102,6 +102,11 @@ impl Shared {
         Self(values.as_mut_ptr())
     }
 
+    /// Values that are read alone.
+    pub(super) fn reading(values: *const f32) -> Self {
+        Self(values.cast_mut())
+    }
+
     /// # Safety
     /// `offset` must be within the values, and no other thread may use what is written through it.
     pub(super) unsafe fn at(self, offset: usize) -> *mut f32 {

@@ -6,7 +6,9 @@
 use super::buffer::Buffer;
 use super::conv::{Patches, Picture, Shape};
 use super::dispatch::{self, Isa, Precision, Work};
-use super::pack::{Block, Values, pack};
+use super::fixed;
+use super::linear::precision_of;
+use super::pack::{Block, Values, pack, portion, units};
 use super::product::{Epilogue, MAX_ROWS, tile};
 use super::simd::{F32, Kernel, Part, Simd};
 use super::threads::{self, Shared, for_each};
@@ -20,9 +22,14 @@ const BAND: usize = 1 << 21;
 /// Channels whose kernels are brought over at once.
 const CHANNELS: usize = 64;
 
-/// Whether this is the way to go: kernels must be brought over in each call, which few pixels do not repay.
+/// Squares of an image which repay that kernels are brought over in each call.
+const FEWEST: usize = 8;
+
+/// Whether this is the way to go. The number of images does not matter, so that each is the same among others.
 pub(super) fn is_faster(shape: Shape, channels: usize, outputs: usize) -> bool {
-    shape.kernel == (3, 3) && shape.stride == 1 && channels >= 32 && outputs >= 16
+    let squares = shape.out.0.div_ceil(4) * shape.out.1.div_ceil(4);
+    let is_wide = channels >= 32 && outputs >= 16;
+    shape.kernel == (3, 3) && shape.stride == 1 && is_wide && squares >= FEWEST
 }
 
 /// The squares of a picture, and where they go.
@@ -34,9 +41,12 @@ struct Squares<'a> {
     across: usize,
     of_image: usize,
     channels: usize,
+    /// The length of a square's row of channels once it is brought over.
+    row: usize,
     weight: Values<'a>,
     outputs: usize,
     epilogue: Epilogue<'a>,
+    precision: Precision,
     out: Shared,
 }
 
@@ -59,6 +69,11 @@ pub(super) fn convolve(
     assert_eq!(weight.len(), outputs * 9 * channels);
     assert!(epilogue.bias.is_none_or(|bias| bias.len() == outputs) && !epilogue.gated);
     assert!(epilogue.add.is_none_or(|add| add.len() == out.len()));
+    // Pairs of bf16 are too coarse for what is multiplied here.
+    let precision = match precision_of(weight, isa) {
+        Precision::Fixed => Precision::Fixed,
+        _ => Precision::F32,
+    };
     let across = out_w.div_ceil(4);
     let squares = Squares {
         isa,
@@ -66,9 +81,11 @@ pub(super) fn convolve(
         across,
         of_image: across * out_h.div_ceil(4),
         channels,
+        row: precision.row(channels),
         weight,
         outputs,
         epilogue,
+        precision,
         out: Shared::new(out),
     };
     let total = batch * squares.of_image;
@@ -81,7 +98,7 @@ pub(super) fn convolve(
 impl Squares<'_> {
     /// Works off `count` squares.
     fn run(&self, first: usize, count: usize) {
-        let size = POINTS * GROUP * self.channels;
+        let size = POINTS * GROUP * self.row;
         let groups = count.div_ceil(GROUP);
         let mut brought = Buffer::new(groups * size);
         let brought = Shared::new(brought.as_mut());
@@ -95,7 +112,7 @@ impl Squares<'_> {
                 row: i % GROUP,
             };
             // SAFETY: a square of the picture; each row of a group is written by one task.
-            unsafe { dispatch::run(self.isa, Precision::F32, task) };
+            unsafe { dispatch::run(self.isa, self.precision, task) };
         });
         let panel = 2 * self.isa.lanes();
         let panels = self.outputs.div_ceil(panel);
@@ -113,7 +130,7 @@ impl Squares<'_> {
                 count: end - start,
             };
             // SAFETY: each task writes to outputs and squares of its own.
-            unsafe { dispatch::run(self.isa, Precision::F32, task) };
+            unsafe { dispatch::run(self.isa, self.precision, task) };
         });
     }
 
@@ -146,8 +163,13 @@ impl Work for Bring<'_> {
         let (image, y, x) = self.squares.corner(self.square);
         let (top, left) = patches.shape.padding;
         let place = patches.place(image, y as isize - top as isize, x as isize - left as isize);
+        let row = self.squares.row;
+        // What becomes whole numbers is f32 first, point by point.
+        let mut values = Buffer::new(if K::FIXED { POINTS * channels } else { 0 });
+        let values = values.as_mut().as_mut_ptr();
         // SAFETY: pixels of the image or beyond it; rows of the group.
         unsafe {
+            let group = |point: usize| self.into.add((point * GROUP + self.row) * row);
             let mut pixels = [std::ptr::null(); POINTS];
             for (i, pixel) in pixels.iter_mut().enumerate() {
                 *pixel = patches.pixel(place, i / 6, i % 6);
@@ -164,9 +186,19 @@ impl Work for Bring<'_> {
                 for column in 0..6 {
                     let points = to_points::<K::S>(column_of(&square, column));
                     for (i, value) in points.into_iter().enumerate() {
-                        let at = ((i * 6 + column) * GROUP + self.row) * channels + channel;
-                        part.store::<K::S>(self.into.add(at), value);
+                        let point = i * 6 + column;
+                        let row = match K::FIXED {
+                            true => values.add(point * channels),
+                            false => group(point),
+                        };
+                        part.store::<K::S>(row.add(channel), value);
                     }
+                }
+            }
+            if K::FIXED {
+                for point in 0..POINTS {
+                    let values = values.add(point * channels);
+                    fixed::row::<K>(values, channels, group(point));
                 }
             }
         }
@@ -186,33 +218,45 @@ impl Work for Multiply<'_> {
     #[inline(always)]
     unsafe fn run<K: Kernel>(self) {
         let Squares {
-            channels, outputs, ..
+            channels,
+            outputs,
+            row: row_len,
+            ..
         } = *self.squares;
         let lanes = K::S::LANES;
         let outputs = (2 * lanes).min(outputs - self.first_output);
         let vectors = outputs.div_ceil(lanes);
         let columns = vectors * lanes;
-        let mut kernels = Buffer::new(POINTS * channels * columns);
+        let portions = Portions::new::<K>(channels, columns);
+        let mut kernels = Buffer::new(POINTS * portions.point_len());
         let kernels = kernels.as_mut().as_mut_ptr();
         let rows = K::S::ROWS[vectors - 1];
         let mut sums = Buffer::new(POINTS * (GROUP + MAX_ROWS) * columns);
         let sums = sums.as_mut().as_mut_ptr();
         // SAFETY: buffers of these sizes; groups that are there.
         unsafe {
-            self.bring_kernels::<K::S>(outputs, columns, kernels);
+            self.bring_kernels::<K>(outputs, &portions, kernels);
             for start in (0..self.count).step_by(GROUP) {
                 let len = GROUP.min(self.count - start);
-                let group = self.brought.add(start * POINTS * channels);
+                let group = self.brought.add(start * POINTS * row_len);
                 for point in 0..POINTS {
                     for row in (0..len).step_by(rows) {
                         let mut pointers = [std::ptr::null(); MAX_ROWS];
                         for (j, pointer) in pointers.iter_mut().enumerate().take(rows) {
                             let row = (row + j).min(len - 1);
-                            *pointer = group.add((point * GROUP + row) * channels);
+                            *pointer = group.add((point * GROUP + row) * row_len);
                         }
                         let sums = sums.add((point * (GROUP + MAX_ROWS) + row) * columns);
-                        let kernels = kernels.add(point * channels * columns);
-                        tile::<F32<K::S>>(vectors, &[pointers], channels, kernels, sums, true);
+                        let kernels = kernels.add(point * portions.point_len());
+                        for portion in 0..portions.count {
+                            let units = units::<K>(portions.elements(portion));
+                            let kernels = kernels.add(portion * portions.len());
+                            let is_first = portion == 0;
+                            tile::<K>(vectors, &[pointers], units, kernels, sums, is_first);
+                            for pointer in pointers.iter_mut().take(rows) {
+                                *pointer = pointer.wrapping_add(units + 1);
+                            }
+                        }
                     }
                 }
                 for i in 0..len {
@@ -229,46 +273,50 @@ impl Work for Multiply<'_> {
 }
 
 impl Multiply<'_> {
-    /// A panel of kernels: for each point the channels, packed.
+    /// A panel of kernels: for each point the channels, packed, in portions.
     #[inline(always)]
-    unsafe fn bring_kernels<S: Simd>(&self, outputs: usize, columns: usize, kernels: *mut f32) {
+    unsafe fn bring_kernels<K: Kernel>(
+        &self,
+        outputs: usize,
+        portions: &Portions,
+        kernels: *mut f32,
+    ) {
         let Squares {
             channels, weight, ..
         } = *self.squares;
+        let columns = portions.columns;
         let mut taps = Buffer::new(9 * CHANNELS * columns);
         let taps = taps.as_mut().as_mut_ptr();
-        for channel in (0..channels).step_by(CHANNELS) {
-            let count = CHANNELS.min(channels - channel);
-            for tap in 0..9 {
-                let block = Block {
-                    start: (self.first_output * 9 + tap) * channels + channel,
-                    stride: 9 * channels,
-                    rows: outputs,
-                    elements: count,
-                };
-                // SAFETY: a part of the weights; the taps have room for so many channels.
+        for portion in 0..portions.count {
+            let elements = portions.elements(portion);
+            for first in (0..elements).step_by(CHANNELS) {
+                let channel = portion * portions.most + first;
+                let count = CHANNELS.min(elements - first);
+                for tap in 0..9 {
+                    let block = Block {
+                        start: (self.first_output * 9 + tap) * channels + channel,
+                        stride: 9 * channels,
+                        rows: outputs,
+                        elements: count,
+                    };
+                    // SAFETY: a part of the weights; the taps have room for so many channels.
+                    unsafe {
+                        let taps = taps.add(tap * CHANNELS * columns);
+                        pack::<F32<K::S>>(weight, block, columns, taps);
+                    }
+                }
+                // SAFETY: what is packed above; the portion has room for its channels, after their scales.
                 unsafe {
-                    pack::<F32<S>>(weight, block, columns, taps.add(tap * CHANNELS * columns))
-                };
+                    let into = kernels.add(portion * portions.len());
+                    let into = into.add((portions.scales + first) * columns);
+                    bring_taps::<K::S>(taps, count * columns, CHANNELS * columns, into, portions);
+                }
             }
-            for at in (0..count * columns).step_by(S::LANES) {
-                // SAFETY: what is packed above; the panel has room for all channels.
-                unsafe {
-                    let mut rows = [[S::splat(0.0); 6]; 3];
-                    for (y, row) in rows.iter_mut().enumerate() {
-                        let mut taps_of_row = [S::splat(0.0); 3];
-                        for (x, tap) in taps_of_row.iter_mut().enumerate() {
-                            *tap = S::load(taps.add((3 * y + x) * CHANNELS * columns + at));
-                        }
-                        *row = kernel_points::<S>(taps_of_row);
-                    }
-                    for x in 0..6 {
-                        let points = kernel_points::<S>(column_of(&rows, x));
-                        for (y, value) in points.into_iter().enumerate() {
-                            let point = (y * 6 + x) * channels * columns;
-                            S::store(kernels.add(point + channel * columns + at), value);
-                        }
-                    }
+            for point in 0..POINTS {
+                if K::FIXED {
+                    let at = point * portions.point_len() + portion * portions.len();
+                    // SAFETY: a portion of a point's kernels, after room for their scales.
+                    unsafe { fixed::panel::<K>(kernels.add(at), elements, columns) };
                 }
             }
         }
@@ -316,7 +364,82 @@ impl Multiply<'_> {
                     if let Some(add) = epilogue.add {
                         pixel = S::add(pixel, part.load::<S>(add.as_ptr().add(at)));
                     }
-                    part.store::<S>(out.at(at), pixel);
+                    let out = out.at(at);
+                    if epilogue.accumulates {
+                        pixel = S::add(pixel, part.load::<S>(out));
+                    }
+                    part.store::<S>(out, pixel);
+                }
+            }
+        }
+    }
+}
+
+/// How a panel's channels are cut: whole numbers have a scale for each portion.
+struct Portions {
+    channels: usize,
+    columns: usize,
+    /// Rows of scales before each.
+    scales: usize,
+    /// Channels of each but the last.
+    most: usize,
+    count: usize,
+}
+
+impl Portions {
+    fn new<K: Kernel>(channels: usize, columns: usize) -> Self {
+        let most = match K::FIXED {
+            true => 2 * portion(units::<K>(channels), true),
+            false => channels,
+        };
+        Self {
+            channels,
+            columns,
+            scales: usize::from(K::FIXED),
+            most,
+            count: channels.div_ceil(most),
+        }
+    }
+
+    fn elements(&self, portion: usize) -> usize {
+        self.most.min(self.channels - portion * self.most)
+    }
+
+    /// Values of a portion.
+    fn len(&self) -> usize {
+        (self.scales + self.most) * self.columns
+    }
+
+    /// Values of a point.
+    fn point_len(&self) -> usize {
+        self.count * self.len()
+    }
+}
+
+/// Kernels of some channels and outputs, whose taps lie `stride` apart, at all points.
+#[inline(always)]
+unsafe fn bring_taps<S: Simd>(
+    taps: *const f32,
+    count: usize,
+    stride: usize,
+    into: *mut f32,
+    portions: &Portions,
+) {
+    for at in (0..count).step_by(S::LANES) {
+        // SAFETY: the caller's.
+        unsafe {
+            let mut rows = [[S::splat(0.0); 6]; 3];
+            for (y, row) in rows.iter_mut().enumerate() {
+                let mut taps_of_row = [S::splat(0.0); 3];
+                for (x, tap) in taps_of_row.iter_mut().enumerate() {
+                    *tap = S::load(taps.add((3 * y + x) * stride + at));
+                }
+                *row = kernel_points::<S>(taps_of_row);
+            }
+            for x in 0..6 {
+                let points = kernel_points::<S>(column_of(&rows, x));
+                for (y, value) in points.into_iter().enumerate() {
+                    S::store(into.add((y * 6 + x) * portions.point_len() + at), value);
                 }
             }
         }

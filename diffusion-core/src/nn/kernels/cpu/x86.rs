@@ -12,6 +12,10 @@ pub(super) struct Avx2;
 #[derive(Clone, Copy)]
 pub(super) struct Avx512;
 
+/// Products of pairs of whole numbers. Needs what [`Avx2`] needs.
+#[derive(Clone, Copy)]
+pub(super) struct Fixed;
+
 /// Products of pairs of bf16. Needs AVX-512 BF16, beside what [`Avx512`] needs.
 #[derive(Clone, Copy)]
 pub(super) struct Bf16;
@@ -52,6 +56,7 @@ impl Simd for Avx2 {
         sub(a, b) = _mm256_sub_ps;
         mul(a, b) = _mm256_mul_ps;
         div(a, b) = _mm256_div_ps;
+        sqrt(x) = _mm256_sqrt_ps;
         min(a, b) = _mm256_min_ps;
         max(a, b) = _mm256_max_ps;
         fma(a, b, c) = _mm256_fmadd_ps;
@@ -108,6 +113,7 @@ impl Simd for Avx512 {
         sub(a, b) = _mm512_sub_ps;
         mul(a, b) = _mm512_mul_ps;
         div(a, b) = _mm512_div_ps;
+        sqrt(x) = _mm512_sqrt_ps;
         min(a, b) = _mm512_min_ps;
         max(a, b) = _mm512_max_ps;
         fma(a, b, c) = _mm512_fmadd_ps;
@@ -131,6 +137,43 @@ impl Simd for Avx512 {
     unsafe fn transpose(square: &[[f32; 8]; 8], p: *mut f32, stride: usize) {
         // SAFETY: the caller's.
         unsafe { transpose(square, p, stride) }
+    }
+}
+
+impl Kernel for Fixed {
+    type S = Avx2;
+    const PAIRS: bool = true;
+    const FIXED: bool = true;
+
+    #[inline(always)]
+    unsafe fn madd(acc: __m256, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: the caller's.
+        unsafe {
+            let products = _mm256_madd_epi16(_mm256_castps_si256(a), _mm256_castps_si256(b));
+            _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(acc), products))
+        }
+    }
+    #[inline(always)]
+    unsafe fn narrow(a: __m256, b: __m256) -> __m256 {
+        // SAFETY: the caller's. Each half of the register is packed for itself.
+        unsafe {
+            let packed = _mm256_packs_epi32(_mm256_cvtps_epi32(a), _mm256_cvtps_epi32(b));
+            _mm256_castsi256_ps(_mm256_permute4x64_epi64::<0b11_01_10_00>(packed))
+        }
+    }
+    #[inline(always)]
+    unsafe fn couple(first: __m256, second: __m256) -> __m256 {
+        // SAFETY: the caller's.
+        unsafe {
+            let high = _mm256_slli_epi32::<16>(_mm256_cvtps_epi32(second));
+            let pairs = _mm256_blend_epi16::<0b1010_1010>(_mm256_cvtps_epi32(first), high);
+            _mm256_castsi256_ps(pairs)
+        }
+    }
+    #[inline(always)]
+    unsafe fn value(acc: __m256) -> __m256 {
+        // SAFETY: the caller's.
+        unsafe { _mm256_cvtepi32_ps(_mm256_castps_si256(acc)) }
     }
 }
 
