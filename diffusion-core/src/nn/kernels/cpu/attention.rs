@@ -352,22 +352,29 @@ impl Attend<'_> {
     /// Queries over the root of their width, as units.
     #[inline(always)]
     fn scale_queries<K: Kernel>(&self, queries: &mut [f32]) {
-        let (x, units) = (self.x, units::<K>(self.x.width));
-        let scale = (x.width as f32).sqrt().recip();
+        let (x, lanes, units) = (self.x, K::S::LANES, units::<K>(self.x.width));
+        let per_unit = if K::PAIRS { 2 } else { 1 };
         for row in 0..self.count {
             let at = x.at(self.plane, self.first + row, self.layout.queries);
             let query = &x.q[at..at + x.width];
-            for (unit, out) in queries[row * units..(row + 1) * units]
-                .iter_mut()
-                .enumerate()
-            {
-                *out = match K::PAIRS {
-                    true => {
-                        let high = query.get(2 * unit + 1).copied().unwrap_or(0.0);
-                        pair(query[2 * unit] * scale, high * scale)
+            let out = &mut queries[row * units..(row + 1) * units];
+            for unit in (0..units).step_by(lanes) {
+                // SAFETY: the processor's vectors; parts of the query and of its units.
+                unsafe {
+                    let scale = K::S::splat((x.width as f32).sqrt().recip());
+                    let mut scaled = [scale; 2];
+                    for (i, scaled) in scaled.iter_mut().enumerate().take(per_unit) {
+                        let at = unit * per_unit + i * lanes;
+                        let part = Part(lanes.min(x.width.saturating_sub(at)));
+                        let values = part.load::<K::S>(query.as_ptr().wrapping_add(at));
+                        *scaled = K::S::mul(values, scale);
                     }
-                    false => query[unit] * scale,
-                };
+                    let scaled = match K::PAIRS {
+                        true => K::narrow(scaled[0], scaled[1]),
+                        false => scaled[0],
+                    };
+                    Part(lanes.min(units - unit)).store::<K::S>(out.as_mut_ptr().add(unit), scaled);
+                }
             }
         }
     }
@@ -428,8 +435,15 @@ unsafe fn weigh<K: Kernel>(
         let mut sum = K::S::splat(0.0);
         for panel in 0..num_panels {
             let row = row_of(panel);
-            let low = math::exp::<K::S>(K::S::add(K::S::load(row), minus));
-            let high = math::exp::<K::S>(K::S::add(K::S::load(row.add(lanes)), minus));
+            let below = K::S::add(K::S::load(row), minus);
+            let below_too = K::S::add(K::S::load(row.add(lanes)), minus);
+            let (low, high) = match K::PAIRS {
+                true => (
+                    math::rough_exp::<K::S>(below),
+                    math::rough_exp::<K::S>(below_too),
+                ),
+                false => (math::exp::<K::S>(below), math::exp::<K::S>(below_too)),
+            };
             sum = K::S::add(sum, K::S::add(low, high));
             match K::PAIRS {
                 true => K::S::store(row, K::narrow(low, high)),

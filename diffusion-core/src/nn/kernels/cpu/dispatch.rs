@@ -7,7 +7,7 @@ use super::pack::portion;
 use super::simd::PortablePairs;
 use super::simd::{F32, Kernel, Portable};
 #[cfg(target_arch = "x86_64")]
-use super::x86::{Avx2, Avx512, Bf16, Fixed};
+use super::x86::{Avx2, Avx512, Bf16, Fixed256, Fixed512};
 
 /// The numbers that matrix products multiply. Sums are f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -49,6 +49,9 @@ pub(super) enum Isa {
     #[cfg(target_arch = "x86_64")]
     Avx512,
     #[cfg(target_arch = "x86_64")]
+    Avx512Vnni,
+    /// And VNNI.
+    #[cfg(target_arch = "x86_64")]
     Avx512Bf16,
     /// Arrays of the shape of AVX-512's registers.
     #[cfg(test)]
@@ -63,7 +66,7 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => 8,
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 | Self::Avx512Bf16 => 16,
+            Self::Avx512 | Self::Avx512Vnni | Self::Avx512Bf16 => 16,
             #[cfg(test)]
             Self::Wide => 16,
         }
@@ -75,7 +78,9 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             (Self::Avx512Bf16, Precision::Bf16) => Precision::Bf16,
             #[cfg(target_arch = "x86_64")]
-            (Self::Avx2, Precision::Bf16 | Precision::Fixed) => Precision::Fixed,
+            (Self::Avx512Bf16, Precision::Fixed) => Precision::Fixed,
+            #[cfg(target_arch = "x86_64")]
+            (Self::Avx2 | Self::Avx512Vnni, Precision::Bf16 | Precision::Fixed) => Precision::Fixed,
             #[cfg(test)]
             (Self::Wide, Precision::Bf16) => Precision::Bf16,
             _ => Precision::F32,
@@ -93,6 +98,8 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Self::Avx512,
             #[cfg(target_arch = "x86_64")]
+            Self::Avx512Vnni,
+            #[cfg(target_arch = "x86_64")]
             Self::Avx512Bf16,
         ];
         let runs = |isa: &Self| *isa <= self::isa() || *isa == Self::Wide;
@@ -107,12 +114,14 @@ pub(super) fn isa() -> Isa {
         #[cfg(target_arch = "x86_64")]
         {
             use std::arch::is_x86_feature_detected as has;
-            let avx2 = has!("avx2") && has!("fma") && has!("f16c");
-            return match (avx2, avx2 && has!("avx512f"), has!("avx512bf16")) {
-                (_, true, true) => Isa::Avx512Bf16,
-                (_, true, false) => Isa::Avx512,
-                (true, false, _) => Isa::Avx2,
-                (false, ..) => Isa::Portable,
+            let has_avx2 = has!("avx2") && has!("fma") && has!("f16c");
+            let has_vnni = has!("avx512f") && has!("avx512vnni");
+            return match has_avx2 {
+                true if has_vnni && has!("avx512bf16") => Isa::Avx512Bf16,
+                true if has_vnni => Isa::Avx512Vnni,
+                true if has!("avx512f") => Isa::Avx512,
+                true => Isa::Avx2,
+                false => Isa::Portable,
             };
         }
         #[allow(unreachable_code, reason = "on x86-64")]
@@ -137,9 +146,11 @@ pub(super) unsafe fn run(isa: Isa, precision: Precision, work: impl Work) {
             #[cfg(target_arch = "x86_64")]
             (Isa::Avx512Bf16, Precision::Bf16) => on_bf16(work),
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512 | Isa::Avx512Bf16, _) => on_avx512(work),
+            (Isa::Avx512Vnni | Isa::Avx512Bf16, Precision::Fixed) => on_fixed_512(work),
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx2, Precision::Fixed) => on_fixed(work),
+            (Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16, _) => on_avx512(work),
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx2, Precision::Fixed) => on_fixed_256(work),
             #[cfg(target_arch = "x86_64")]
             (Isa::Avx2, _) => on_avx2(work),
             #[cfg(test)]
@@ -160,9 +171,16 @@ unsafe fn on_avx2(work: impl Work) {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn on_fixed(work: impl Work) {
+unsafe fn on_fixed_256(work: impl Work) {
     // SAFETY: the caller's.
-    unsafe { work.run::<Fixed>() }
+    unsafe { work.run::<Fixed256>() }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512vnni")]
+unsafe fn on_fixed_512(work: impl Work) {
+    // SAFETY: the caller's.
+    unsafe { work.run::<Fixed512>() }
 }
 
 #[cfg(target_arch = "x86_64")]

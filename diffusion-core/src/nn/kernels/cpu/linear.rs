@@ -51,7 +51,8 @@ pub(crate) fn linear(
     linear_on(isa(), x, weight, inputs, epilogue, out);
 }
 
-fn linear_on(
+/// As [`linear`], by a processor's kernels.
+pub(super) fn linear_on(
     isa: Isa,
     x: &[f32],
     weight: Values<'_>,

@@ -49,6 +49,28 @@ pub(super) unsafe fn exp<S: Simd>(x: S::Vector) -> S::Vector {
     }
 }
 
+/// `e^x` of what is not above zero, to 1e-4 of it, for what is rounded to bf16 next; below -87 next to nothing.
+///
+/// The polynomial is that of least relative error for `2^x` between -1/2 and 1/2.
+///
+/// # Safety
+/// As [`Simd`].
+#[inline(always)]
+pub(super) unsafe fn rough_exp<S: Simd>(x: S::Vector) -> S::Vector {
+    // SAFETY: the caller's.
+    unsafe {
+        let x = S::mul(x, S::splat(std::f32::consts::LOG2_E));
+        // Of two operands the second one is taken where either is no number: it stays none.
+        let x = S::max(S::splat(-126.0), x);
+        let n = S::round(x);
+        let y = polynomial::<S>(
+            S::sub(x, n),
+            &[0.999_928, 0.693_261, 0.242_611, 0.055_171_7],
+        );
+        S::mul(y, S::exp2(n))
+    }
+}
+
 /// `x / (1 + e^(-factor x))`.
 ///
 /// # Safety

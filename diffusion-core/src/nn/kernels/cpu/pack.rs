@@ -31,7 +31,20 @@ impl Values<'_> {
             Self::Int8 { values, .. } => values.len(),
         }
     }
+
+    /// Where a value lies, and how many of them fill a line of the cache.
+    fn place(&self, at: usize) -> (*const u8, usize) {
+        match self {
+            Self::F32(values) => (values.as_ptr().wrapping_add(at).cast(), LINE / 4),
+            Self::F16(values) => (values.as_ptr().wrapping_add(at).cast(), LINE / 2),
+            Self::Bf16(values) => (values.as_ptr().wrapping_add(at).cast(), LINE / 2),
+            Self::Int8 { values, .. } => (values.as_ptr().wrapping_add(at), LINE),
+        }
+    }
 }
+
+/// Bytes of a line of the cache.
+const LINE: usize = 64;
 
 /// Elements that are packed at once.
 pub(super) const BLOCK: usize = 1024;
@@ -97,6 +110,14 @@ pub(super) unsafe fn pack<K: Kernel>(
     panel: *mut f32,
 ) {
     let (step, units) = (if K::PAIRS { 16 } else { 8 }, units::<K>(block.elements));
+    // Rows are far apart: nothing but this asks for the first lines of many at once.
+    for row in 0..block.rows {
+        let (first, line) = values.place(block.start + row * block.stride);
+        for i in 0..block.elements.div_ceil(line).min(2) {
+            // SAFETY: the processor's instruction.
+            unsafe { K::S::prefetch(first.wrapping_add(i * LINE)) };
+        }
+    }
     for column in (0..columns).step_by(8) {
         for unit in (0..units).step_by(8) {
             let mut square = [[0.0; 8]; 8];

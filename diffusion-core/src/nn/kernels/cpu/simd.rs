@@ -52,6 +52,10 @@ pub(super) trait Simd: Copy {
     /// Powers of two of whole numbers from -126 to 127.
     unsafe fn exp2(x: Self::Vector) -> Self::Vector;
 
+    /// Asks the cache for what will be read soon, if there is anything.
+    #[inline(always)]
+    unsafe fn prefetch(_p: *const u8) {}
+
     /// Eight f16 values.
     #[inline(always)]
     unsafe fn halves(p: *const u16) -> [f32; 8] {

@@ -17,7 +17,7 @@ use super::threads::{self, Shared, for_each};
 const POINTS: usize = 36;
 /// Squares of a product.
 const GROUP: usize = 24;
-/// Values of the squares that are worked off at once, so that they stay in the cache.
+/// Units of the squares that are worked off at once, so that they stay in the cache.
 const BAND: usize = 1 << 21;
 /// Channels whose kernels are brought over at once.
 const CHANNELS: usize = 64;
@@ -71,8 +71,8 @@ pub(super) fn convolve(
     assert!(epilogue.add.is_none_or(|add| add.len() == out.len()));
     // Pairs of bf16 are too coarse for what is multiplied here.
     let precision = match precision_of(weight, isa) {
-        Precision::Fixed => Precision::Fixed,
-        _ => Precision::F32,
+        Precision::F32 => Precision::F32,
+        Precision::Bf16 | Precision::Fixed => isa.available(Precision::Fixed),
     };
     let across = out_w.div_ceil(4);
     let squares = Squares {
@@ -89,7 +89,9 @@ pub(super) fn convolve(
         out: Shared::new(out),
     };
     let total = batch * squares.of_image;
-    let band = (BAND / (POINTS * channels)).max(1).next_multiple_of(GROUP);
+    let band = (BAND / (POINTS * squares.row))
+        .max(1)
+        .next_multiple_of(GROUP);
     for first in (0..total).step_by(band) {
         squares.run(first, band.min(total - first));
     }

@@ -14,7 +14,11 @@ pub(super) struct Avx512;
 
 /// Products of pairs of whole numbers. Needs what [`Avx2`] needs.
 #[derive(Clone, Copy)]
-pub(super) struct Fixed;
+pub(super) struct Fixed256;
+
+/// The same. Needs AVX-512 VNNI, beside what [`Avx512`] needs.
+#[derive(Clone, Copy)]
+pub(super) struct Fixed512;
 
 /// Products of pairs of bf16. Needs AVX-512 BF16, beside what [`Avx512`] needs.
 #[derive(Clone, Copy)]
@@ -75,6 +79,11 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        // SAFETY: nothing is read.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+    #[inline(always)]
     unsafe fn halves(p: *const u16) -> [f32; 8] {
         // SAFETY: the caller's; arrays of eight have the size of the register.
         unsafe {
@@ -129,6 +138,11 @@ impl Simd for Avx512 {
         unsafe { _mm512_scalef_ps(_mm512_set1_ps(1.0), x) }
     }
     #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        // SAFETY: nothing is read.
+        unsafe { Avx2::prefetch(p) }
+    }
+    #[inline(always)]
     unsafe fn halves(p: *const u16) -> [f32; 8] {
         // SAFETY: the caller's.
         unsafe { Avx2::halves(p) }
@@ -140,7 +154,7 @@ impl Simd for Avx512 {
     }
 }
 
-impl Kernel for Fixed {
+impl Kernel for Fixed256 {
     type S = Avx2;
     const PAIRS: bool = true;
     const FIXED: bool = true;
@@ -174,6 +188,44 @@ impl Kernel for Fixed {
     unsafe fn value(acc: __m256) -> __m256 {
         // SAFETY: the caller's.
         unsafe { _mm256_cvtepi32_ps(_mm256_castps_si256(acc)) }
+    }
+}
+
+impl Kernel for Fixed512 {
+    type S = Avx512;
+    const PAIRS: bool = true;
+    const FIXED: bool = true;
+
+    #[inline(always)]
+    unsafe fn madd(acc: __m512, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the caller's.
+        unsafe {
+            let [acc, a, b] = [acc, a, b].map(|x| _mm512_castps_si512(x));
+            _mm512_castsi512_ps(_mm512_dpwssd_epi32(acc, a, b))
+        }
+    }
+    #[inline(always)]
+    unsafe fn narrow(a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the caller's.
+        unsafe {
+            let [a, b] = [a, b].map(|x| _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(x)));
+            let low = _mm512_castsi256_si512(a);
+            _mm512_castsi512_ps(_mm512_inserti64x4::<1>(low, b))
+        }
+    }
+    #[inline(always)]
+    unsafe fn couple(first: __m512, second: __m512) -> __m512 {
+        // SAFETY: the caller's.
+        unsafe {
+            let low = _mm512_and_si512(_mm512_cvtps_epi32(first), _mm512_set1_epi32(0xffff));
+            let high = _mm512_slli_epi32::<16>(_mm512_cvtps_epi32(second));
+            _mm512_castsi512_ps(_mm512_or_si512(low, high))
+        }
+    }
+    #[inline(always)]
+    unsafe fn value(acc: __m512) -> __m512 {
+        // SAFETY: the caller's.
+        unsafe { _mm512_cvtepi32_ps(_mm512_castps_si512(acc)) }
     }
 }
 
