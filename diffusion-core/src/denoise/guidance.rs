@@ -381,15 +381,16 @@ impl Denoiser for Guided<'_> {
     }
 
     fn denoise(&mut self, latents: &Tensor, sigma: f64, timestep: f64) -> Result<Estimate> {
-        let is_shut = self.text_gate.as_ref().map(|g| g.is_shut(self.step));
+        let gate = self.text_gate.as_ref();
+        let is_shut = gate.is_some_and(|gate| gate.is_shut(self.step));
         let is_guided = self.guidance.scale_at(self.step) > 1.0 || self.needs_unconditional;
-        let is_guided = is_guided && is_shut != Some(true);
+        let is_guided = is_guided && !is_shut;
         let (Some(all), true) = (&self.all, is_guided) else {
             let (outputs, push) = self.outputs(latents, sigma, timestep, &self.prompted)?;
             let output = pushed(outputs[0].clone(), push)?;
             let denoised = self.noise.denoised(latents, &output, sigma)?;
-            // Behind a gate there is one answer for both.
-            let unconditional = self.needs_unconditional.then(|| denoised.clone());
+            // Behind a gate there is one answer for both; a model with guidance distilled in has but the one.
+            let unconditional = (is_shut && self.needs_unconditional).then(|| denoised.clone());
             return Ok(Estimate {
                 denoised,
                 unconditional,
