@@ -83,7 +83,7 @@ def side(args, row, program, dtype, environment):
     given = ["--model", model, *held, "--size", args.size]
     if row.work == "run":
         command = {
-            "ours": [args.e2e, "run", "--prompt", PROMPT],
+            "ours": [args.e2e, "run", "--prompt", PROMPT, "--drop-text-encoders"],
             "diffusers": [sys.executable, HERE / "diffusers_txt2img.py", PROMPT, "--channels-last"],
         }[program]
         guidance = ["--guidance", "7.5", "--output", args.cache / f"{program}-{dtype}.png"]

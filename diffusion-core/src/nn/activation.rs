@@ -2,7 +2,8 @@
 
 use candle_core::{DType, Tensor};
 
-use super::engine::{self, Array};
+use super::array::Array;
+use super::engine;
 use crate::error::{Error, Result};
 
 /// Activations inside a model: `(batch, height, width, channels)` for pictures and

@@ -3,113 +3,15 @@
 //! Every function answers `None` where its input is not for it, or a gradient is asked for; the layer then works with
 //! candle's tensors, which also say what is wrong with a shape.
 
-use std::sync::Arc;
+use candle_core::{DType, Device, Tensor};
 
-use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
-
+use super::array::{Array, with_values};
 use super::conv::Conv2dConfig;
 use super::kernels::cpu::{
     self, Affine, Attention, Buffer, Epilogue, Function, Picture, Precision, Shape, Values,
 };
 use super::{Activation, ActivationFunction, LowRank, Mask, Seamless, Weight};
 use crate::error::Result;
-
-/// Values of f32, and their dimensions.
-#[derive(Debug, Clone)]
-pub(super) struct Array {
-    buffer: Arc<Buffer>,
-    dims: Vec<usize>,
-    /// That of the products that made them, which attention takes over.
-    precision: Precision,
-}
-
-impl Array {
-    /// A copy of a tensor on the CPU of which no gradient is asked.
-    pub(super) fn from_tensor(tensor: &Tensor) -> Result<Option<Self>> {
-        let is_plain = matches!(tensor.device(), Device::Cpu) && tensor.dtype() == DType::F32;
-        if !is_plain || tensor.track_op() {
-            return Ok(None);
-        }
-        with_values(tensor, &[], |values| match values {
-            Values::F32(values) => Some(Self {
-                buffer: Buffer::from_slice(values).into(),
-                dims: tensor.dims().to_vec(),
-                precision: Precision::F32,
-            }),
-            _ => None,
-        })
-    }
-
-    pub(super) fn to_tensor(&self) -> Result<Tensor> {
-        let values = self.values().to_vec();
-        Ok(Tensor::from_vec(
-            values,
-            self.dims.as_slice(),
-            &Device::Cpu,
-        )?)
-    }
-
-    pub(super) fn dims(&self) -> &[usize] {
-        &self.dims
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.values().len()
-    }
-
-    /// The same values, as many, in other dimensions.
-    pub(super) fn reshaped(&self, dims: Vec<usize>) -> Self {
-        Self {
-            buffer: self.buffer.clone(),
-            dims,
-            precision: self.precision,
-        }
-    }
-
-    fn values(&self) -> &[f32] {
-        (*self.buffer).as_ref()
-    }
-
-    fn channels(&self) -> usize {
-        self.dims.last().copied().unwrap_or(1)
-    }
-
-    /// The values, if nothing else has them.
-    fn own_values(&mut self) -> Option<&mut [f32]> {
-        Arc::get_mut(&mut self.buffer).map(AsMut::as_mut)
-    }
-
-    /// Takes the memory, if nothing else has it.
-    fn take(&mut self) -> Option<Buffer> {
-        let buffer = Arc::get_mut(&mut self.buffer)?;
-        Some(std::mem::replace(buffer, Buffer::new(0)))
-    }
-
-    /// New values of some dimensions, which `write` writes.
-    fn build(
-        dims: Vec<usize>,
-        precision: Precision,
-        write: impl FnOnce(&mut [f32]),
-    ) -> Result<Option<Activation>> {
-        let buffer = Buffer::new(dims.iter().product::<usize>());
-        Self::build_in(buffer, dims, precision, write)
-    }
-
-    /// The same in memory that is there.
-    fn build_in(
-        mut buffer: Buffer,
-        dims: Vec<usize>,
-        precision: Precision,
-        write: impl FnOnce(&mut [f32]),
-    ) -> Result<Option<Activation>> {
-        write(buffer.as_mut());
-        Ok(Some(Activation::from_array(Self {
-            buffer: buffer.into(),
-            dims,
-            precision,
-        })))
-    }
-}
 
 /// Calls `f` with a weight's values as they are held, the input of convolutions last.
 fn with_weight<T>(weight: &Weight, f: impl FnOnce(Values<'_>) -> T) -> Result<T> {
@@ -119,35 +21,6 @@ fn with_weight<T>(weight: &Weight, f: impl FnOnce(Values<'_>) -> T) -> Result<T>
         _ => weight.values(),
     };
     with_values(values, &scales.unwrap_or_default(), f)
-}
-
-/// Calls `f` with a tensor's values as they are held, in the order of its dimensions.
-fn with_values<T>(tensor: &Tensor, scales: &[f32], f: impl FnOnce(Values<'_>) -> T) -> Result<T> {
-    let is_int8 = tensor.dtype() == DType::U8 && tensor.dims().first() == Some(&scales.len());
-    let tensor = match tensor.dtype() {
-        DType::F32 | DType::F16 | DType::BF16 => tensor.contiguous()?,
-        _ if is_int8 => tensor.contiguous()?,
-        _ => tensor.to_dtype(DType::F32)?.contiguous()?,
-    };
-    let (storage, layout) = tensor.storage_and_layout();
-    let range = layout.start_offset()..layout.start_offset() + tensor.elem_count();
-    Ok(match &*storage {
-        Storage::Cpu(CpuStorage::F32(values)) => f(Values::F32(&values[range])),
-        Storage::Cpu(CpuStorage::F16(values)) => f(Values::F16(&values[range])),
-        Storage::Cpu(CpuStorage::BF16(values)) => f(Values::Bf16(&values[range])),
-        Storage::Cpu(CpuStorage::U8(values)) => f(Values::Int8 {
-            values: &values[range],
-            scales,
-        }),
-        _ => {
-            drop(storage);
-            let values = tensor
-                .flatten_all()?
-                .to_device(&Device::Cpu)?
-                .to_vec1::<f32>()?;
-            f(Values::F32(&values))
-        }
-    })
 }
 
 /// A vector of weights.
@@ -247,7 +120,7 @@ pub(super) fn linear(
     let Some(x) = x.array()? else {
         return Ok(None);
     };
-    let mut dims = x.dims.clone();
+    let mut dims = x.dims().to_vec();
     if let Some(last) = dims.last_mut() {
         *last = if is_gated { outputs / 2 } else { outputs };
     }
@@ -390,7 +263,7 @@ pub(super) fn group_norm(
     let Some(x) = is_plain.then(|| x.array()).transpose()?.flatten() else {
         return Ok(None);
     };
-    let batch = x.dims.first().copied().unwrap_or(1);
+    let batch = x.dims().first().copied().unwrap_or(1);
     if x.len() == 0 {
         return Ok(None);
     }
@@ -400,7 +273,7 @@ pub(super) fn group_norm(
         bias: &bias,
         eps,
     };
-    Array::build(x.dims.clone(), x.precision, |out| {
+    Array::build(x.dims().to_vec(), x.precision, |out| {
         cpu::group_norm(x.values(), batch, groups, affine, silu, out);
     })
 }
@@ -447,7 +320,7 @@ pub(super) fn layer_norm(
         bias: &bias,
         eps,
     };
-    Array::build(x.dims.clone(), x.precision, |out| {
+    Array::build(x.dims().to_vec(), x.precision, |out| {
         cpu::layer_norm(x.values(), affine, out);
     })
 }
@@ -487,7 +360,9 @@ pub(super) fn attention(
         },
         precision,
     };
-    Array::build(q.dims.clone(), q.precision, |out| cpu::attention(job, out))
+    Array::build(q.dims().to_vec(), q.precision, |out| {
+        cpu::attention(job, out)
+    })
 }
 
 /// An element-wise function.
@@ -502,7 +377,7 @@ pub(super) fn apply(function: ActivationFunction, x: &Activation) -> Result<Opti
         ActivationFunction::GeluNew => Function::GeluTanh,
         ActivationFunction::Relu => Function::Relu,
     };
-    Array::build(x.dims.clone(), x.precision, |out| {
+    Array::build(x.dims().to_vec(), x.precision, |out| {
         cpu::apply(function, x.values(), out)
     })
 }
@@ -518,9 +393,11 @@ fn both(a: &Activation, b: &Activation) -> Result<Option<(Array, Array)>> {
 /// The sum of values of the same shape.
 pub(super) fn add(a: &Activation, b: &Activation) -> Result<Option<Activation>> {
     match both(a, b)? {
-        Some((a, b)) if a.dims == b.dims => Array::build(a.dims.clone(), a.precision, |out| {
-            cpu::zip(a.values(), b.values(), out, |a, b| a + b);
-        }),
+        Some((a, b)) if a.dims() == b.dims() => {
+            Array::build(a.dims().to_vec(), a.precision, |out| {
+                cpu::zip(a.values(), b.values(), out, |a, b| a + b);
+            })
+        }
         _ => Ok(None),
     }
 }
@@ -536,7 +413,7 @@ pub(super) fn add_vectors(x: &Activation, vectors: &Activation) -> Result<Option
     if (rows, len) != (batch, channels) || x.len() == 0 {
         return Ok(None);
     }
-    Array::build(x.dims.clone(), x.precision, |out| {
+    Array::build(x.dims().to_vec(), x.precision, |out| {
         cpu::rows(out, channels, |row, out| {
             let pixel = &x.values()[row * channels..(row + 1) * channels];
             let image = row / (height * width);
@@ -554,7 +431,8 @@ pub(super) fn cat_channels(a: &Activation, b: &Activation) -> Result<Option<Acti
         return Ok(None);
     };
     let (left, right) = (a.channels(), b.channels());
-    let (Some((_, dims)), Some((_, others))) = (a.dims.split_last(), b.dims.split_last()) else {
+    let (Some((_, dims)), Some((_, others))) = (a.dims().split_last(), b.dims().split_last())
+    else {
         return Ok(None);
     };
     if dims != others || a.len() == 0 || b.len() == 0 {

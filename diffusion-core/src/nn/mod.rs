@@ -5,6 +5,7 @@
 //! none cuts the graph silently.
 
 mod activation;
+mod array;
 mod attention;
 mod conv;
 mod engine;

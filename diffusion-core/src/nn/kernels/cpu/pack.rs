@@ -204,6 +204,10 @@ unsafe fn fetch<K: Kernel>(values: Values<'_>, at: usize, count: usize, scale: f
                 let bits = values.as_ptr().add(at).cast::<[i8; 8]>().read_unaligned();
                 bits.map(|x| f32::from(x) * scale)
             }
+            (Values::Int8 { values, .. }, true) => {
+                let bits = values.as_ptr().add(at).cast::<[i8; 16]>().read_unaligned();
+                eight_pairs(&bits.map(|x| f32::from(x) * scale))
+            }
             (Values::F32(values), true) => {
                 eight_pairs(&values.as_ptr().add(at).cast::<[f32; 16]>().read_unaligned())
             }
