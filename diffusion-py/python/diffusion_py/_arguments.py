@@ -21,7 +21,10 @@ Sizes: TypeAlias = "tuple[tuple[int, int] | None, tuple[int, int], tuple[int, in
 
 def whole(name: str, value: SupportsIndex) -> int:
     """A number from 0 to 2**64 - 1."""
-    number = operator.index(value)
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected a whole number, found {value!r}") from None
     if not 0 <= number < 2**64:
         raise InvalidArgumentError(f"{name}: expected a number from 0 to 2**64 - 1, found {number}")
     return number

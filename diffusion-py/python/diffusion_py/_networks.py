@@ -66,7 +66,7 @@ def networks(
         "pag": (pag_scale, pag_adaptive_scale, [layers] if isinstance(layers, str) else list(layers)),
         "deep_shrink": None if deep_shrink is None else _shrink(deep_shrink),
         "deep_cache": _arguments.whole("deep_cache", deep_cache),
-        "tgate": None if tgate is None else _arguments.whole("tgate", tgate),
+        "tgate": _arguments.optional_whole("tgate", tgate),
         "token_merging": token_merging,
         "seamless": _directions(seamless),
         "vae_tiling": _tiling(vae_tiling),
