@@ -25,13 +25,18 @@ enum Block {
 /// Lines from which on a block is of pages, 1 MiB.
 const PAGES: usize = 1 << 14;
 
+/// Zeroed memory straight from the system, or none where it refuses.
+fn pages(lines: usize) -> Option<MmapMut> {
+    let pages = MmapMut::map_anon(lines * size_of::<Line>()).ok()?;
+    // A block of 2 MiB pages is made resident by 512 times fewer faults; a system that has none does as before.
+    #[cfg(target_os = "linux")]
+    let _ = pages.advise(memmap2::Advice::HugePage);
+    Some(pages)
+}
+
 impl Block {
     fn new(lines: usize) -> Self {
-        let pages = match lines >= PAGES {
-            true => MmapMut::map_anon(lines * size_of::<Line>()).ok(),
-            false => None,
-        };
-        match pages {
+        match (lines >= PAGES).then(|| pages(lines)).flatten() {
             Some(pages) => Self::Pages(pages),
             None => Self::Heap(vec![Line([0.0; LANES]); lines]),
         }
