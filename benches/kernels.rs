@@ -9,7 +9,8 @@ use std::time::Duration;
 use criterion::{Criterion, Throughput};
 use diffusion_benches::fma;
 use diffusion_core::nn::{
-    Activation, Conv2d, Conv2dConfig, GroupNorm, LayerNorm, Linear, Mask, Params, attention,
+    Activation, ActivationFunction, Conv2d, Conv2dConfig, GroupNorm, LayerNorm, Lease, Linear,
+    Mask, Params, attention,
 };
 use diffusion_core::{DType, Device, Result, Tensor};
 
@@ -18,6 +19,11 @@ const DTYPES: [DType; 2] = [DType::F32, DType::BF16];
 
 fn random(shape: &[usize]) -> Result<Tensor> {
     Ok(Tensor::rand(-1f32, 1f32, shape, &Device::Cpu)?)
+}
+
+/// What another layer has made, as a layer of a model finds it.
+fn made(shape: &[usize]) -> Result<Activation> {
+    ActivationFunction::Silu.apply(&Activation::new(random(shape)?))
 }
 
 /// A layer with random weights.
@@ -41,6 +47,8 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
     let threads = std::thread::available_parallelism()?.get();
     let peak = fma::peak_flops(threads, Duration::from_millis(300)) / 1e9;
     println!("the processor's peak now, f32, {threads} threads: {peak:.0} GFLOP/s");
+    // As in a run, layers find the memory of those before.
+    let _memory = Lease::of_run();
     convolutions(&mut criterion)?;
     products(&mut criterion)?;
     attentions(&mut criterion)?;
@@ -68,7 +76,7 @@ fn convolutions(criterion: &mut Criterion) -> Result<()> {
         group.throughput(Throughput::Elements(
             (2 * 9 * pixels * input * output) as u64,
         ));
-        let x = Activation::new(random(&[batch, side, side, input])?);
+        let x = made(&[batch, side, side, input])?;
         for dtype in DTYPES {
             let config = Conv2dConfig::same(3).with_stride(stride);
             let conv = layer(&[output, input, 3, 3], dtype, |p| {
@@ -96,7 +104,7 @@ fn products(criterion: &mut Criterion) -> Result<()> {
     ] {
         let mut group = criterion.benchmark_group("linear");
         group.throughput(Throughput::Elements((2 * rows * input * output) as u64));
-        let x = Activation::new(random(&[1, rows, input])?);
+        let x = made(&[1, rows, input])?;
         for dtype in DTYPES {
             let linear = layer(&[output, input], dtype, |p| {
                 Linear::new(p, input, output, true)
@@ -120,7 +128,7 @@ fn attentions(criterion: &mut Criterion) -> Result<()> {
         let mut group = criterion.benchmark_group("attention");
         let operations = 2 * 4 * heads * width * queries * keys;
         group.throughput(Throughput::Elements(operations as u64));
-        let tokens = |tokens| random(&[2, tokens, heads * width]).map(Activation::new);
+        let tokens = |tokens| made(&[2, tokens, heads * width]);
         let (q, k, v) = (tokens(queries)?, tokens(keys)?, tokens(keys)?);
         let name = format!("{queries} x {keys}, {heads} heads of {width}");
         group.bench_function(name, |b| {
@@ -134,7 +142,7 @@ fn norms(criterion: &mut Criterion) -> Result<()> {
     for (side, channels) in [(64, 320), (32, 640), (16, 1280)] {
         let mut group = criterion.benchmark_group("norm");
         group.throughput(Throughput::Bytes((2 * side * side * channels * 4) as u64));
-        let x = Activation::new(random(&[2, side, side, channels])?);
+        let x = made(&[2, side, side, channels])?;
         let norm = layer(&[channels], DType::F32, |p| {
             GroupNorm::new(p, channels, 32, 1e-5)
         })?;

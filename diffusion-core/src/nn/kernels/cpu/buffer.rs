@@ -113,10 +113,13 @@ fn pool() -> MutexGuard<'static, Pool> {
     POOL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// While one lives, buffers that are dropped are kept for the next ones. With the last the memory goes back to
+/// While one lives, memory of the CPU's layers is kept for the next ones. With the last it goes back to
 /// the system; and after each run, so that runs of other sizes at the same time do not pile it up.
+///
+/// A [`Pipeline`](crate::Pipeline) holds one in each run. A loop of one's own over a [`UNet`](crate::UNet)'s
+/// steps asks the system for less if it holds one too.
 #[derive(Debug)]
-pub(crate) struct Lease(Kind);
+pub struct Lease(Kind);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -131,8 +134,8 @@ impl Lease {
         Self::new(Kind::Evaluation)
     }
 
-    /// For many.
-    pub(crate) fn of_run() -> Self {
+    /// For many evaluations.
+    pub fn of_run() -> Self {
         Self::new(Kind::Run)
     }
 

@@ -20,7 +20,8 @@ mod winograd;
 mod x86;
 
 pub(crate) use attention::{Attention, attention};
-pub(crate) use buffer::{Buffer, Lease, give_back};
+pub use buffer::Lease;
+pub(crate) use buffer::{Buffer, give_back};
 pub(crate) use conv::{Picture, Shape, convolve};
 pub(crate) use dispatch::Precision;
 pub(crate) use elementwise::{Function, apply, rows, zip};
